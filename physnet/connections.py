@@ -1,0 +1,242 @@
+"""Which pairs of units a coupling joins, and how weights are shared among them.
+
+A connection is a linear map of the state of its pre node for a given weight, with its adjoint and the correlation that is the
+gradient with respect to the weight:
+
+    <v, apply(u, w)> = <adjoint(v, w), u> = <correlate(u, v, w), w>
+
+`adjoint` and `correlate` have default implementations by automatic differentiation, so that a new connection needs no
+more than shapes and `apply`.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import inspect
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from physnet.errors import DeclarationError, Fault, ShapeError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Connection(ABC):
+    """Base of all connections: a frozen dataclass whose fields are the arguments of its declaration."""
+
+    @abstractmethod
+    def check(self, pre: Shape, post: Shape) -> None:
+        """Raise `ShapeError` if nodes of these shapes can't be connected so."""
+
+    @abstractmethod
+    def weight_shape(self, pre: Shape, post: Shape) -> Shape:
+        """Shape of one edge parameter."""
+
+    @abstractmethod
+    def fans(self, pre: Shape, post: Shape) -> tuple[int, int]:
+        """How many units feed one unit of post, and how many units one unit of pre feeds."""
+
+    @abstractmethod
+    def bind(self, pre: Shape, post: Shape) -> Linked:
+        """The map between nodes of these shapes."""
+
+    def declaration(self) -> str:
+        """The connection as it is written in a file; `parse_connection` reads it back."""
+        shown = [
+            f"{item.name}={getattr(self, item.name)!r}" for item in fields(self) if getattr(self, item.name) != item.default
+        ]
+        return f"{_snake(type(self).__name__)}({', '.join(shown)})" if shown else _snake(type(self).__name__)
+
+
+class Linked(ABC):
+    """A connection between two nodes of known shapes. States are [rows, *node]; one row is one sample of one phase."""
+
+    @abstractmethod
+    def apply(self, u: Tensor, w: Tensor) -> Tensor:
+        """The drive on post: linear in u, [rows, *pre] -> [rows, *post], and linear in w."""
+
+    def adjoint(self, v: Tensor, w: Tensor) -> Tensor:
+        """The drive on pre: [rows, *post] -> [rows, *pre], the transpose of `apply` in u."""
+        import torch
+
+        with torch.enable_grad():
+            u = torch.zeros((v.shape[0], *self.pre), dtype=v.dtype, device=v.device, requires_grad=True)
+            return torch.autograd.grad(self.apply(u, w), u, v)[0]
+
+    def correlate(self, u: Tensor, v: Tensor, w: Tensor) -> Tensor:
+        """d <v, apply(u, w)> / dw, summed over rows; has the shape of w, whose values aren't used."""
+        import torch
+
+        with torch.enable_grad():
+            w = w.detach().requires_grad_()
+            return torch.autograd.grad(self.apply(u, w), w, v)[0]
+
+    # Couplings that don't separate are evaluated over all pairs. A connection that can list its pairs overrides these.
+
+    def pairs(self, pre: Tensor, post: Tensor) -> tuple[Tensor, Tensor]:
+        """States of both ends, shaped so that they and a weight broadcast to [rows, *weight]."""
+        raise DeclarationError(
+            f"over {type(self).__name__} a coupling must separate into products of pre and post",
+            "use a dense connection, or another coupling",
+        )
+
+    def to_pre(self, values: Tensor) -> Tensor:
+        """Sum over the pairs of each unit of pre: [rows, *weight] -> [rows, *pre]."""
+        return self.pairs(values, values)[0]
+
+    def to_post(self, values: Tensor) -> Tensor:
+        """Sum over the pairs of each unit of post: [rows, *weight] -> [rows, *post]."""
+        return self.pairs(values, values)[1]
+
+    def __init__(self, pre: Shape, post: Shape) -> None:
+        self.pre, self.post = pre, post
+
+
+@dataclass(frozen=True)
+class Dense(Connection):
+    """Every unit of pre with every unit of post:  apply(u, w)_i = sum_j w_ij u_j.
+
+    The weight has shape [post units, pre units], as that of `torch.nn.Linear`; nodes of several axes are flattened,
+    channels first. A scalar weight makes it a mean field: one sum instead of a matrix product.
+    """
+
+    def check(self, pre: Shape, post: Shape) -> None:
+        pass
+
+    def weight_shape(self, pre: Shape, post: Shape) -> Shape:
+        return math.prod(post), math.prod(pre)
+
+    def fans(self, pre: Shape, post: Shape) -> tuple[int, int]:
+        return math.prod(pre), math.prod(post)
+
+    def bind(self, pre: Shape, post: Shape) -> Linked:
+        return _DenseLink(pre, post)
+
+
+class _DenseLink(Linked):
+    def apply(self, u: Tensor, w: Tensor) -> Tensor:
+        if w.dim() == 0:
+            return (u.flatten(1).sum(1) * w).view(-1, *(1,) * len(self.post)).expand(-1, *self.post)
+        return self._as(u.flatten(1) @ w.mT, self.post)
+
+    def adjoint(self, v: Tensor, w: Tensor) -> Tensor:
+        if w.dim() == 0:
+            return (v.flatten(1).sum(1) * w).view(-1, *(1,) * len(self.pre)).expand(-1, *self.pre)
+        return self._as(v.flatten(1) @ w, self.pre)
+
+    def correlate(self, u: Tensor, v: Tensor, w: Tensor) -> Tensor:
+        if w.dim() == 0:
+            return v.flatten(1).sum(1) @ u.flatten(1).sum(1)
+        return v.flatten(1).mT @ u.flatten(1)
+
+    def pairs(self, pre: Tensor, post: Tensor) -> tuple[Tensor, Tensor]:
+        return pre.flatten(1)[:, None, :], post.flatten(1)[:, :, None]
+
+    def to_pre(self, values: Tensor) -> Tensor:
+        return self._as(values.sum(1), self.pre)
+
+    def to_post(self, values: Tensor) -> Tensor:
+        return self._as(values.sum(2), self.post)
+
+    @staticmethod
+    def _as(x: Tensor, shape: Shape) -> Tensor:
+        return x if len(shape) == 1 else x.unflatten(1, shape)
+
+
+@dataclass(frozen=True)
+class Identity(Connection):
+    """Unit i of pre with unit i of post:  apply(u, w)_i = w_i u_i. The weight has the shape of the nodes."""
+
+    def check(self, pre: Shape, post: Shape) -> None:
+        if pre != post:
+            raise ShapeError(
+                f"identity joins nodes of one shape, but pre has {list(pre)} and post has {list(post)}",
+                "make the shapes equal, or use dense",
+            )
+
+    def weight_shape(self, pre: Shape, post: Shape) -> Shape:
+        return post
+
+    def fans(self, pre: Shape, post: Shape) -> tuple[int, int]:
+        return 1, 1
+
+    def bind(self, pre: Shape, post: Shape) -> Linked:
+        return _IdentityLink(pre, post)
+
+
+class _IdentityLink(Linked):
+    def apply(self, u: Tensor, w: Tensor) -> Tensor:
+        return u * w
+
+    def adjoint(self, v: Tensor, w: Tensor) -> Tensor:
+        return v * w
+
+    def correlate(self, u: Tensor, v: Tensor, w: Tensor) -> Tensor:
+        return (u * v).sum(0) if w.dim() else (u * v).sum()
+
+    def pairs(self, pre: Tensor, post: Tensor) -> tuple[Tensor, Tensor]:
+        return pre, post
+
+    def to_pre(self, values: Tensor) -> Tensor:
+        return values
+
+    def to_post(self, values: Tensor) -> Tensor:
+        return values
+
+
+CONNECTIONS: dict[str, type[Connection]] = {"dense": Dense, "identity": Identity}
+"""Connections by the name that declarations use."""
+
+
+def parse_connection(declared: object) -> Connection:
+    """A connection from its declaration, such as `dense` or `conv2d(3, padding=1)`.
+
+    Raises:
+        DeclarationError: for unknown names and wrong arguments, with a caret.
+    """
+    if isinstance(declared, Connection):
+        return declared
+    if not isinstance(declared, str):
+        raise DeclarationError(f"expected a connection, found {declared!r}", f"use one of {', '.join(CONNECTIONS)}")
+    text = declared.strip()
+    try:
+        node = ast.parse(text, mode="eval").body if len(text) <= 500 else None
+        match node:
+            case ast.Name(id=name):
+                return _build(declared, name, [], {})
+            case ast.Call(func=ast.Name(id=name), args=arguments, keywords=keywords):
+                values = [ast.literal_eval(argument) for argument in arguments]
+                return _build(
+                    declared, name, values, {str(item.arg): ast.literal_eval(item.value) for item in keywords}
+                )
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        pass
+    raise DeclarationError(
+        Fault(f"'{text[:80]}' is not a connection", f"write one of {', '.join(CONNECTIONS)}", value=text[:200])
+    )
+
+
+def _build(declared: str, name: str, values: list[Any], named: dict[str, Any]) -> Connection:
+    if name not in CONNECTIONS:
+        close = difflib.get_close_matches(name, CONNECTIONS, 1)
+        hint = f"did you mean {close[0]}?" if close else f"known connections: {', '.join(CONNECTIONS)}"
+        raise DeclarationError(Fault(f"unknown connection '{name}'", hint, value=declared, offset=declared.find(name)))
+    kind = CONNECTIONS[name]
+    try:
+        inspect.signature(kind).bind(*values, **named)
+    except TypeError as problem:
+        raise DeclarationError(
+            Fault(f"{name}: {problem}", f"its arguments are {inspect.signature(kind)}", value=declared)
+        ) from None
+    return kind(*values, **named)
+
+
+def _snake(name: str) -> str:
+    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name).lstrip("_")

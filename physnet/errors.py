@@ -1,0 +1,105 @@
+"""What physnet raises: every error names the place and the fix."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class Place:
+    """A position in a declaration.
+
+    Arguments:
+        file: name of the file, or `None` for a graph that was built in Python.
+        line: line number from 1, or `None` if unknown.
+        column: column from 1 at which the caret points, or `None`.
+        text: the source line or the expression that the caret points into.
+    """
+
+    file: str | None = None
+    line: int | None = None
+    column: int | None = None
+    text: str | None = None
+
+    def __str__(self) -> str:
+        known = [str(part) for part in (self.file, self.line, self.column) if part is not None]
+        return ":".join(known)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that is wrong with a declaration: what, where in it, and how to mend it.
+
+    Arguments:
+        message: what is wrong.
+        fix: what to change.
+        path: keys that lead to the place inside the declaration, such as `("nodes", "hidden", "shape")`.
+        offset: character offset inside the value at `path`, for a fault within an expression.
+        value: the text of the value at `path`, shown with a caret where there is no file.
+        place: the resolved position, once the file is known.
+    """
+
+    message: str
+    fix: str = ""
+    path: tuple[str | int, ...] = ()
+    offset: int | None = None
+    value: str | None = None
+    place: Place | None = None
+
+    def under(self, *prefix: str | int) -> Fault:
+        """The same fault, seen from further out in the declaration."""
+        return replace(self, path=(*prefix, *self.path))
+
+    def __str__(self) -> str:
+        where = str(self.place) if self.place and str(self.place) else ".".join(map(str, self.path))
+        lines = [f"{where}: {self.message}" if where else self.message]
+        text, column = self._excerpt()
+        if text is not None:
+            lines.append(f"    {text}")
+            if column is not None:
+                lines.append(f"    {' ' * (column - 1)}^")
+        if self.fix:
+            lines.append(f"  fix: {self.fix}")
+        return "\n".join(lines)
+
+    def _excerpt(self) -> tuple[str | None, int | None]:
+        if self.place is not None and self.place.text is not None:
+            return self.place.text, self.place.column
+        if self.value is None:
+            return None, None
+        return self.value, None if self.offset is None else self.offset + 1
+
+
+class PhysnetError(Exception):
+    """Base of all errors that physnet raises on purpose."""
+
+
+class DeclarationError(PhysnetError, ValueError):
+    """A declaration that can't be compiled. `faults` lists everything that is wrong with it."""
+
+    def __init__(self, faults: Fault | str | Iterable[Fault], fix: str = "") -> None:
+        if isinstance(faults, str):
+            faults = Fault(faults, fix)
+        self.faults: tuple[Fault, ...] = (faults,) if isinstance(faults, Fault) else tuple(faults)
+        super().__init__("\n".join(map(str, self.faults)))
+
+    def under(self, *prefix: str | int) -> DeclarationError:
+        """The same error with its paths seen from further out in the declaration."""
+        return type(self)(fault.under(*prefix) for fault in self.faults)
+
+
+class ShapeError(DeclarationError):
+    """Shapes that don't fit: of nodes and connections, or of the tensors given to a model."""
+
+
+class DataError(PhysnetError):
+    """A data set that is missing, truncated or of the wrong form; names the file and the fix."""
+
+
+class RelaxationError(PhysnetError, RuntimeError):
+    """A relaxation that can't reach an equilibrium; the message says what to change."""
+
+
+class RelaxationWarning(UserWarning):
+    """A relaxation that stopped before it met its tolerance, or whose result deserves a second look."""

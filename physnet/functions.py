@@ -1,0 +1,73 @@
+"""The functions of the expression language on tensors; generated code sees these names and no others."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+sin, cos, tan, tanh, exp, log, sqrt, sign = (
+    torch.sin, torch.cos, torch.tan, torch.tanh, torch.exp, torch.log, torch.sqrt, torch.sign,
+)  # fmt: skip
+relu, sigmoid, atan2 = torch.relu, torch.sigmoid, torch.atan2
+softplus = torch.nn.functional.softplus
+
+
+def magnitude(x: Tensor) -> Tensor:
+    """|x|"""
+    return x.abs()
+
+
+def log_cosh(x: Tensor) -> Tensor:
+    """log(cosh(x)), without overflow."""
+    return torch.logaddexp(x, -x) - math.log(2)
+
+
+def step(x: Tensor) -> Tensor:
+    """1 where x > 0, else 0."""
+    return (x > 0).to(x.dtype)
+
+
+def minimum(first: Tensor | float, *others: Tensor | float) -> Tensor | float:
+    """The smallest of several tensors or numbers, elementwise."""
+    for other in others:
+        first = _pick(first, other, torch.minimum, torch.clamp_max, min)
+    return first
+
+
+def maximum(first: Tensor | float, *others: Tensor | float) -> Tensor | float:
+    """The largest of several tensors or numbers, elementwise."""
+    for other in others:
+        first = _pick(first, other, torch.maximum, torch.clamp_min, max)
+    return first
+
+
+def _pick(a, b, of_tensors, of_tensor_and_number, of_numbers):
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return of_tensors(a, b)
+    if isinstance(a, Tensor):
+        return of_tensor_and_number(a, b)
+    return of_tensor_and_number(b, a) if isinstance(b, Tensor) else of_numbers(a, b)
+
+
+def clip(x: Tensor, lo: Tensor | float, hi: Tensor | float) -> Tensor | float:
+    """min(max(x, lo), hi)"""
+    return minimum(maximum(x, lo), hi)
+
+
+def total(x: Tensor) -> Tensor:
+    """Sum over all units: [rows, *node] -> [rows]."""
+    return x.flatten(1).sum(1)
+
+
+def ones(shape: tuple[int, ...], s: dict[str, Tensor]) -> Tensor:
+    """One row of ones for a node of that shape, like the states."""
+    like = next(iter(s.values()))
+    return torch.ones((1, *shape), dtype=like.dtype, device=like.device)
+
+
+def number(value: float, s: dict[str, Tensor]) -> Tensor:
+    """A scalar weight, like the states."""
+    like = next(iter(s.values()))
+    return torch.tensor(value, dtype=like.dtype, device=like.device)

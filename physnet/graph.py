@@ -1,0 +1,388 @@
+"""The energy graph: nodes, edges and costs over a networkx multigraph.
+
+A graph is a declaration and holds no numbers. `compile_energy` turns it into a module.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+import networkx as nx
+import sympy as sp
+
+from physnet.connections import Connection, Shape, parse_connection
+from physnet.domains import Domain, parse_domain
+from physnet.energy import FORMAT, Energy, load_energy, parse_encoding, undeclared
+from physnet.errors import DeclarationError, Fault, ShapeError
+from physnet.expressions import RESERVED, names, parse, write
+from physnet.parameters import ParameterSpec, parse_parameter
+
+T = TypeVar("T")
+MAX_UNITS = 2**31
+
+
+@dataclass(frozen=True)
+class Node:
+    """A group of units with one state tensor of shape [rows, *shape].
+
+    Arguments:
+        shape: shape of the state, after encoding.
+        data_shape: shape of what the user gives, before encoding.
+        role: `input` (clamped), `state` or `output` (free).
+        term: the node energy, in `x` and parameters.
+        domain: where free states live.
+        parameters: declarations of the parameters that the term or a cost uses.
+        encode: expressions in `x` that the input is turned into.
+    """
+
+    name: str
+    shape: Shape
+    data_shape: Shape
+    role: str
+    term: sp.Expr
+    domain: Domain
+    parameters: Mapping[str, ParameterSpec]
+    encode: tuple[sp.Expr, ...] = ()
+
+    @property
+    def free(self) -> bool:
+        return self.role != "input"
+
+
+@dataclass(frozen=True)
+class Edge:
+    """A coupling from one node to another over a connection."""
+
+    name: str
+    pre: str
+    post: str
+    connection: Connection
+    term: sp.Expr
+    parameters: Mapping[str, ParameterSpec]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """weight * sum over units of term(x, y), on one node; y is the batch tensor called `target`."""
+
+    node: str
+    term: sp.Expr
+    target: str = "target"
+    weight: float = 1.0
+
+
+class EnergyGraph:
+    """A network declared by its energy.
+
+    Arguments:
+        energy: the energy of all nodes and edges that don't name another: an entry of the catalogue or an `Energy`.
+        name: for people.
+
+    Raises:
+        DeclarationError: from any method, when the declaration can't be right whatever follows; from `validate`, with
+            everything that is wrong at once.
+    """
+
+    def __init__(self, energy: str | Energy | None = None, name: str = "") -> None:
+        self.name = name
+        self.energy = load_energy(energy) if isinstance(energy, str) else (energy or Energy())
+        self.network: nx.MultiDiGraph = nx.MultiDiGraph()
+        self.costs: list[Cost] = []
+
+    # ---------------------------------------------------------------- building
+
+    def input(self, name: str, shape: int | Sequence[int], *, encode: Any = None) -> EnergyGraph:
+        """Add a clamped node; `encode` lists expressions in `x` to stack along the first axis."""
+        return self._add(name, shape, "input", encode=encode)
+
+    def state(self, name: str, shape: int | Sequence[int], **options: Any) -> EnergyGraph:
+        """Add a free node.
+
+        Arguments:
+            shape: number of units, or the shape with channels first.
+            options: `energy` (another energy), `term` (its own node term), `domain`, and `parameters`: changes to
+                declared parameters, or new ones, by name.
+        """
+        return self._add(name, shape, "state", **options)
+
+    def output(
+        self, name: str, shape: int | Sequence[int], *, cost: Any = None, target: str = "target", **options: Any
+    ) -> EnergyGraph:
+        """Add a free node that carries a cost; options as for `state`."""
+        self._add(name, shape, "output", **options)
+        return self if cost is None else self.cost(name, cost, target=target)
+
+    def couple(
+        self,
+        pre: str,
+        post: str,
+        connection: str | Connection = "dense",
+        *,
+        name: str = "",
+        energy: str | Energy | None = None,
+        term: Any = None,
+        parameters: Mapping[str, Any] | None = None,
+    ) -> EnergyGraph:
+        """Add an edge; `parameters` changes declared parameters by name, or adds new ones."""
+        name = name or f"{pre}_{post}"
+        path = ("edges", f"{pre} -> {post}")
+        _check_name(name, path)
+        for end in (pre, post):
+            if end not in self.network:
+                raise DeclarationError(
+                    Fault(f"there is no node '{end}'", _suggest(end, self.network, "declare it under nodes"), path)
+                )
+        if name in (edge.name for edge in self.edges()) or name in self.network:
+            raise DeclarationError(Fault(f"the name '{name}' is taken", "give the edge a name of its own", path))
+        base = load_energy(energy) if isinstance(energy, str) else (energy or self.energy)
+        coupling, specs = _specialise(base.coupling, base, "edge", {"pre", "post"}, term, parameters, path)
+        link = _within(path, lambda: parse_connection(connection))
+        used = {key: spec for key, spec in specs.items() if key in names(coupling)}
+        self.network.add_edge(pre, post, key=name, edge=Edge(name, pre, post, link, coupling, used))
+        return self
+
+    def cost(self, node: str, term: Any, *, target: str = "target", weight: float = 1.0) -> EnergyGraph:
+        """Add weight * sum of term(x, y) over the units of a node, where y is the batch tensor called `target`."""
+        path = ("costs", node)
+        if node not in self.network:
+            raise DeclarationError(
+                Fault(f"there is no node '{node}'", _suggest(node, self.network, "declare it under nodes"), path)
+            )
+        parsed = _within(path, lambda: parse(term))
+        declared = self.node(node)
+        faults = undeclared(parsed, term, {"x", "y"}, set(declared.parameters), "cost", path)
+        if faults:
+            raise DeclarationError(faults)
+        if not declared.free:
+            raise DeclarationError(Fault(f"'{node}' is clamped and can't carry a cost", "put it on a free node", path))
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
+            raise DeclarationError(Fault(f"the weight {weight!r} is not a finite number", "give a number", path))
+        self.costs.append(Cost(node, parsed, target, float(weight)))
+        return self
+
+    def _add(
+        self,
+        name: str,
+        shape: int | Sequence[int],
+        role: str,
+        *,
+        energy: str | Energy | None = None,
+        term: Any = None,
+        domain: Any = None,
+        parameters: Mapping[str, Any] | None = None,
+        encode: Any = None,
+    ) -> EnergyGraph:
+        path = ("nodes", name)
+        _check_name(name, path)
+        if name in self.network or name in (edge.name for edge in self.edges()):
+            raise DeclarationError(Fault(f"the name '{name}' is taken", "rename one of the two", path))
+        base = load_energy(energy) if isinstance(energy, str) else (energy or self.energy)
+        data_shape = _within(path, lambda: parse_shape(shape))
+        if role == "input":
+            codes = _within((*path, "encode"), lambda: parse_encoding(encode)) if encode is not None else base.encode
+            full = (data_shape[0] * max(len(codes), 1), *data_shape[1:])
+            node = Node(name, full, data_shape, role, sp.Integer(0), base.domain_for("state"), {}, tuple(codes))
+        else:
+            written, specs = _specialise(base.node, base, "node", {"x"}, term, parameters, path)
+            lives = base.domain_for(role) if domain is None else _within((*path, "domain"), lambda: parse_domain(domain))
+            _within((*path, "domain"), lambda: lives.check(data_shape))
+            overridden = set(parameters or ())
+            used = {key: spec for key, spec in specs.items() if key in names(written) or key in overridden}
+            node = Node(name, data_shape, data_shape, role, written, lives, used)
+        self.network.add_node(name, node=node)
+        return self
+
+    # ---------------------------------------------------------------- reading
+
+    def node(self, name: str) -> Node:
+        return cast(Node, self.network.nodes[name]["node"])
+
+    def nodes(self) -> Iterator[Node]:
+        """All nodes, in the order of declaration."""
+        return (data["node"] for _, data in self.network.nodes(data=True))
+
+    def edges(self) -> Iterator[Edge]:
+        """All edges, in the order of declaration."""
+        return (data["edge"] for _, _, data in self.network.edges(data=True))
+
+    def edge(self, name: str) -> Edge:
+        return next(edge for edge in self.edges() if edge.name == name)
+
+    def tensors(self) -> dict[str, tuple[ParameterSpec, Shape, tuple[int, int]]]:
+        """Every parameter tensor: `owner.parameter` -> (declaration, shape, (fan_in, fan_out))."""
+        result: dict[str, tuple[ParameterSpec, Shape, tuple[int, int]]] = {}
+        fan_in: dict[str, int] = {}
+        fan_out: dict[str, int] = {}
+        for edge in self.edges():
+            pre, post = self.node(edge.pre), self.node(edge.post)
+            fans = edge.connection.fans(pre.shape, post.shape)
+            fan_in[edge.post] = max(fans[0], fan_in.get(edge.post, 0))
+            fan_out[edge.pre] = max(fans[1], fan_out.get(edge.pre, 0))
+            for key, spec in edge.parameters.items():
+                shape = () if spec.shape == "scalar" else edge.connection.weight_shape(pre.shape, post.shape)
+                result[f"{edge.name}.{key}"] = spec, shape, fans
+        for node in self.nodes():
+            for key, spec in node.parameters.items():
+                shape = {"unit": node.shape, "channel": node.shape[:1], "scalar": ()}[spec.shape]
+                result[f"{node.name}.{key}"] = spec, shape, (fan_in.get(node.name, 1), fan_out.get(node.name, 1))
+        return result
+
+    # ---------------------------------------------------------------- checking
+
+    def validate(self) -> None:
+        """Check the whole graph.
+
+        Raises:
+            DeclarationError: with everything that is wrong, each with its place and fix.
+        """
+        faults: list[Fault] = []
+        shape_faults: list[Fault] = []
+        free = [node.name for node in self.nodes() if node.free]
+        if not free:
+            faults.append(Fault("the graph has no free node", "add a node with role state or output", ("nodes",)))
+        for edge in self.edges():
+            path = ("edges", f"{edge.pre} -> {edge.post}")
+            if edge.pre == edge.post:
+                faults.append(
+                    Fault(f"'{edge.pre}' is coupled to itself", "divide it into two nodes; self-loops of a unit are an error", path)
+                )
+                continue
+            if not self.node(edge.pre).free and not self.node(edge.post).free:
+                faults.append(Fault("both ends of this edge are clamped, so it has no effect", "remove it", path))
+            try:
+                edge.connection.check(self.node(edge.pre).shape, self.node(edge.post).shape)
+            except DeclarationError as error:
+                shape_faults.extend(error.under(*path).faults)
+        inputs = [node.name for node in self.nodes() if not node.free]
+        reached = {name for component in self._components() if component & set(inputs) for name in component}
+        for name in free:
+            if inputs and name not in reached:
+                faults.append(
+                    Fault(f"'{name}' isn't connected to any input", "add an edge that leads to it", ("nodes", name))
+                )
+        if shape_faults and not faults:
+            raise ShapeError(shape_faults)
+        if faults or shape_faults:
+            raise DeclarationError([*faults, *shape_faults])
+
+    def _components(self) -> Iterator[set[str]]:
+        return (set(component) for component in nx.weakly_connected_components(self.network))
+
+    # ---------------------------------------------------------------- identity
+
+    def declaration(self) -> dict[str, Any]:
+        """The whole graph as plain data, everything resolved: what YAML and digest are made of."""
+        return {
+            "physnet": FORMAT,
+            "name": self.name,
+            "energy": self.energy.declaration(),
+            "nodes": {node.name: self._node_declaration(node) for node in self.nodes()},
+            "edges": [self._edge_declaration(edge) for edge in self.edges()],
+            "costs": [
+                {"node": cost.node, "term": write(cost.term), "target": cost.target, "weight": cost.weight}
+                for cost in self.costs
+            ],
+        }
+
+    def _node_declaration(self, node: Node) -> dict[str, Any]:
+        result: dict[str, Any] = {"shape": list(node.data_shape), "role": node.role}
+        if not node.free:
+            return result | {"encode": [write(item) for item in node.encode]}
+        result["domain"] = node.domain.declaration()
+        if node.term != self.energy.node:
+            result["term"] = write(node.term)
+        changed = {k: s.declaration() for k, s in node.parameters.items() if s != self.energy.parameters.get(k)}
+        return result | ({"parameters": changed} if changed else {})
+
+    def _edge_declaration(self, edge: Edge) -> dict[str, Any]:
+        body: dict[str, Any] = {"via": edge.connection.declaration(), "name": edge.name}
+        if edge.term != self.energy.coupling:
+            body["term"] = write(edge.term)
+        changed = {k: s.declaration() for k, s in edge.parameters.items() if s != self.energy.parameters.get(k)}
+        if changed:
+            body["parameters"] = changed
+        return {f"{edge.pre} -> {edge.post}": body}
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the declaration: the identity of the graph, whatever it is called."""
+        content = {key: value for key, value in self.declaration().items() if key != "name"}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, EnergyGraph) and self.declaration() == other.declaration()
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    def __repr__(self) -> str:
+        nodes = ", ".join(f"{node.name}{list(node.shape)}" for node in self.nodes())
+        return f"EnergyGraph({self.name or self.energy.name or 'custom'}: {nodes}; {self.network.number_of_edges()} edges)"
+
+
+def parse_shape(declared: object) -> Shape:
+    """A shape from a positive whole number or a list of them."""
+    items = list(declared) if isinstance(declared, list | tuple) else [declared]
+    for item in items:
+        if isinstance(item, bool) or not isinstance(item, int) or item < 1:
+            raise ShapeError(Fault(f"the shape {declared!r} is not made of positive whole numbers", "such as 64 or [3, 32, 32]", ("shape",)))
+    if not items or len(items) > 8 or math.prod(cast(list[int], items)) > MAX_UNITS:
+        raise ShapeError(Fault(f"the shape {declared!r} is out of range", f"at most {MAX_UNITS} units", ("shape",)))
+    return tuple(cast(list[int], items))
+
+
+def _specialise(
+    term: sp.Expr,
+    base: Energy,
+    kind: str,
+    states: set[str],
+    own_term: Any,
+    changes: Mapping[str, Any] | None,
+    path: tuple[str, ...],
+) -> tuple[sp.Expr, dict[str, ParameterSpec]]:
+    """The term and parameters of one node or edge: those of the energy, with its own changes."""
+    specs = {key: spec for key, spec in base.parameters.items() if spec.on == kind}
+    for key, change in (changes or {}).items():
+        here = (*path, "parameters", key)
+        if isinstance(change, ParameterSpec):
+            specs[key] = change
+        elif not isinstance(change, Mapping):
+            raise DeclarationError(Fault("expected a mapping", "such as {init: zeros, frozen: true}", here))
+        elif key in specs:
+            specs[key] = _within(here, lambda s=specs[key], c=change: s.override(c))
+        elif key in RESERVED:
+            raise DeclarationError(Fault(f"'{key}' is reserved", "choose another name", here))
+        else:
+            specs[key] = _within(here, lambda k=key, c=change: parse_parameter(k, {"on": kind, **c}))
+    if own_term is not None:
+        term = _within((*path, "term"), lambda: parse(own_term))
+        faults = undeclared(term, own_term, states, set(specs), kind, (*path, "term"))
+        if faults:
+            raise DeclarationError(faults)
+    return term, specs
+
+
+def _within(path: tuple[str, ...], make: Callable[[], T]) -> T:
+    try:
+        return make()
+    except DeclarationError as error:
+        raise error.under(*path) from None
+
+
+def _check_name(name: str, path: tuple[str, ...]) -> None:
+    if not isinstance(name, str) or not name.isidentifier() or name.startswith("_") or len(name) > 100:
+        raise DeclarationError(
+            Fault(f"{str(name)[:100]!r} is not a name", "use letters, digits and underscores, and begin with a letter", path)
+        )
+
+
+def _suggest(name: str, known: Any, otherwise: str) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(name, list(known), 1)
+    return f"did you mean {close[0]}? or {otherwise}" if close else otherwise

@@ -1,0 +1,203 @@
+"""Equilibrium propagation: from two equilibria to a gradient.
+
+    dL/dtheta = d/dbeta dF/dtheta(s_beta) at beta = 0        (arXiv 1602.05179)
+
+The loss has the value of the mean cost at the free equilibrium, and as its gradient the protocol's estimate, with the states
+held constant. It is one once-differentiable function of the parameters and the inputs, so optimizers, schedulers, clipping,
+accumulation and data parallelism work unchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from physnet.contrast import Phases
+from physnet.errors import DeclarationError, Fault
+from physnet.model import EnergyModel
+from physnet.problem import Problem, State
+from physnet.protocols import Protocol, find_protocol
+from physnet.randomness import stream
+from physnet.references import implicit_gradient
+from physnet.relaxation import Equilibrium, Relaxation, initial_state, run
+
+
+@dataclass
+class Record:
+    """What happened in the last forward: the equilibria, for progress reports and diagnostics.
+
+    Arguments:
+        free: the free equilibrium.
+        nudged: the nudged equilibria, phases stacked along the rows; `None` without gradients.
+        betas: the nudge of each phase.
+        cost: C of every sample at the free equilibrium.
+    """
+
+    free: Equilibrium
+    nudged: Equilibrium | None
+    betas: tuple[float, ...]
+    cost: Tensor
+
+
+class EquilibriumPropagation(nn.Module):
+    """Wraps a model: `loss = ep(image=x, target=y); loss.backward()` leaves local gradients in `.grad`.
+
+    Arguments:
+        model: the compiled energy.
+        beta: the nudge, > 0.
+        protocol: a name from `PROTOCOLS`, a `Protocol`, or `implicit` for the exact reference.
+        relaxation: how the free phase relaxes; a `Relaxation` or the name of an integrator.
+        nudged: how nudged phases relax; by default like the free phase, with the tolerance of nudged phases.
+        seed: of random signs and random initial states.
+
+    Raises:
+        DeclarationError: for unknown protocols, a beta that isn't positive, or a model without a cost.
+    """
+
+    def __init__(
+        self,
+        model: EnergyModel,
+        beta: float = 0.1,
+        protocol: str | Protocol = "centered",
+        *,
+        relaxation: Relaxation | str = "auto",
+        nudged: Relaxation | str | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if not 0 < beta < float("inf"):
+            raise DeclarationError(
+                Fault(f"beta is {beta}, it must be positive", "the protocol chooses the sign of the nudge", ("beta",))
+            )
+        if not model.graph.costs:
+            raise DeclarationError("the graph has no cost", "give the output node one: cost='(x - y)**2/2'")
+        self.model, self.beta, self.seed = model, float(beta), seed
+        self.exact = protocol == "implicit"
+        self.protocol = find_protocol("centered" if protocol == "implicit" else protocol)
+        self.relaxation = Relaxation(relaxation) if isinstance(relaxation, str) else relaxation
+        nudged = replace(self.relaxation, tolerance=None) if nudged is None else nudged
+        self.nudged = Relaxation(nudged) if isinstance(nudged, str) else nudged
+        self.batches = 0
+        self.last: Record | None = None
+
+    def forward(self, *, step: int | None = None, **batch: Tensor) -> Tensor:
+        """Relax all phases of a batch.
+
+        Arguments:
+            step: number of this batch, from which random signs and states are drawn; counted if not given.
+            batch: inputs by node and targets by name, [rows, ...]; class indices stand for one-hot targets.
+
+        Returns:
+            The mean cost at the free equilibrium, differentiable once.
+        """
+        self.batches = self.batches + 1 if step is None else step
+        model = self.model
+        targets = {name: batch.pop(name) for name in list(batch) if name in model.targets}
+        inputs = {name: torch.as_tensor(value) for name, value in batch.items()}
+        leaves = (*inputs.values(), *model.tensors.values())
+        return _Equilibrate.apply(self, inputs, targets, torch.is_grad_enabled(), *leaves)  # pyright: ignore
+
+    def settle(self, inputs: Mapping[str, Tensor]) -> Equilibrium:
+        """The free equilibrium of a batch, from the declared initial state."""
+        with torch.no_grad():
+            problem = self.model.problem(**inputs)
+            previous = self.last.free.states if self.last is not None else None
+            generator = stream(self.seed, "initial", self.batches)
+            start = initial_state(problem, self.relaxation.initial, generator, previous)
+            return run(problem, start, self.relaxation)
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> None:
+        """Project constrained parameters after every step of this optimizer."""
+        optimizer.register_step_post_hook(lambda *_: self.model.project_parameters())
+
+
+class _Equilibrate(torch.autograd.Function):
+    """(inputs, parameters) -> mean cost at the free equilibrium; backward: the contrast of the protocol."""
+
+    @staticmethod
+    def forward(ctx: Any, ep: EquilibriumPropagation, inputs: Any, targets: Any, learns: bool, *leaves: Tensor) -> Tensor:
+        free = ep.settle(inputs)
+        wanted = ep.model.as_targets(targets, free.problem.rows)
+        cost = ep.model.functions["cost"](free.problem.parameters, free.states, wanted)
+        betas, coefficients = ep.protocol.phases(ep.beta, stream(ep.seed, "protocol", ep.batches))
+        ep.last = Record(free, None, tuple(betas), cost)
+        if learns and any(ctx.needs_input_grad):
+            ctx.save_for_backward(*leaves)  # torch then notices parameters that change before backward
+            ctx.names = [*inputs, *ep.model.tensors]
+            ctx.free, ctx.targets, ctx.exact = free, wanted, ep.exact
+            if not ep.exact:
+                ctx.coefficients = coefficients
+                ctx.phases, ep.last.nudged = _nudge(ep, free, wanted, betas)
+        return cost.mean()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        values = dict(zip(ctx.names, ctx.saved_tensors, strict=True))
+        needed = [name for name, need in zip(ctx.names, ctx.needs_input_grad[4:], strict=True) if need]
+        model = ctx.free.problem.model
+        if ctx.exact:
+            exact = implicit_gradient(ctx.free.problem, ctx.free.states, ctx.targets)
+            found = {name: exact[name] * grad_outputs[0] for name in needed}
+        else:
+            found = _contrast(ctx, needed, grad_outputs[0])
+        for name in set(needed) & set(model.inputs):
+            found[name] = model.decode_gradient(name, values[name], found[name])
+        return (None, None, None, None, *(found.get(name) for name in ctx.names))
+
+
+@dataclass
+class _Settled:
+    """All phases of a protocol: their nudged problem, and their states stacked along the rows."""
+
+    problem: Problem
+    states: State
+
+
+def _nudge(
+    ep: EquilibriumPropagation, free: Equilibrium, targets: State, betas: list[float]
+) -> tuple[_Settled, Equilibrium]:
+    """Relax the nudged phases, all in one batch, from the free equilibrium; phases at beta = 0 are the free one."""
+    moved = [beta for beta in betas if beta]
+    problem = free.problem.nudged(targets, moved)
+    start = {name: value.repeat(len(moved), *(1,) * (value.dim() - 1)) for name, value in free.states.items()}
+    nudged = run(problem, start, ep.nudged, reference=start)
+    if len(moved) == len(betas):
+        return _Settled(problem, nudged.states), nudged
+    states: State = {}
+    for name, value in nudged.states.items():
+        blocks = iter(value.unflatten(0, (len(moved), free.problem.rows)))
+        states[name] = torch.cat([next(blocks) if beta else free.states[name] for beta in betas])
+    return _Settled(free.problem.nudged(targets, betas), states), nudged
+
+
+def _contrast(ctx: Any, needed: list[str], scale: Tensor) -> dict[str, Tensor]:
+    """sum_k c_k dF/dtheta(s_k) / rows for every parameter and encoded input that is needed."""
+    free: Problem = ctx.free.problem
+    problem, model = ctx.phases.problem, free.model
+    phases = Phases(ctx.coefficients, free.rows, scale / free.rows)
+    states = {**free.clamped, **ctx.phases.states}
+    result: dict[str, Tensor] = {}
+    for name in needed:
+        if name in model.inputs:
+            result[name] = phases.difference(problem.force(ctx.phases.states, [name])[name], -1.0)
+            continue
+        owner, key = name.split(".")
+        contrast = model.functions[f"contrast_{owner}_{key}"]
+        beta = problem.beta_for(owner) if owner in model.plan.nodes else problem.beta
+        result[name] = contrast(free.parameters, states, problem.targets, beta, phases)
+    return result
+
+
+def gradients(ep: EquilibriumPropagation, **batch: Tensor) -> dict[str, Tensor]:
+    """The gradient estimate of every parameter for one batch, leaving `.grad` alone."""
+    names = [name for name, value in ep.model.tensors.items() if value.requires_grad]
+    values = [ep.model.tensors[name] for name in names]
+    found = torch.autograd.grad(ep(**batch), values)
+    return dict(zip(names, found, strict=True))
+

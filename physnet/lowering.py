@@ -1,0 +1,269 @@
+"""From a graph to what has to be computed: fields, exact updates, blocks and contrasts.
+
+Nothing here knows torch or prints code. The energy of the units of a node, given everything else, is
+
+    E(x) = phi(x) + beta C(x, y) + sum_m basis_m(x) h_m,        h_m = fixed_m + live_m
+
+where the fields h_m are connections applied to functions of the neighbours. `fixed` collects what depends on clamped nodes
+and parameters only and is computed once per relaxation; `live` is recomputed in every sweep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import cast
+
+import networkx as nx
+import sympy as sp
+
+from physnet.errors import DeclarationError
+from physnet.expressions import derivative, names, symbol
+from physnet.graph import Cost, Edge, EnergyGraph, Node
+from physnet.separation import POST, PRE, GradientOnly, Separated, Solver, X, classify, separate
+
+BETA = sp.Symbol("nudge", real=True)
+Y = symbol("y")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One contribution to a field: a connection applied to a function of a neighbour.
+
+    Arguments:
+        edge: name of the edge.
+        adjoint: whether it flows against the direction of the edge.
+        kernel: the weight, an expression in edge parameters.
+        neighbour: name of the node it comes from.
+        function: an expression in `x`, the state of the neighbour; a number if it doesn't depend on it.
+    """
+
+    edge: str
+    adjoint: bool
+    kernel: sp.Expr
+    neighbour: str
+    function: sp.Expr
+
+    @property
+    def constant(self) -> bool:
+        return X not in self.function.free_symbols
+
+
+@dataclass(frozen=True)
+class Field:
+    """h = fixed + live, which multiplies basis(x) in the energy of a node."""
+
+    index: int
+    basis: sp.Expr
+    fixed: tuple[Source, ...]
+    live: tuple[Source, ...]
+
+    @property
+    def fixed_symbol(self) -> sp.Symbol:
+        return sp.Symbol(f"fixed {self.index}", real=True)
+
+    @property
+    def live_symbol(self) -> sp.Symbol:
+        return sp.Symbol(f"live {self.index}", real=True)
+
+    @property
+    def value(self) -> sp.Expr:
+        """fixed + live, without the one that is absent."""
+        present = [s for s, sources in ((self.fixed_symbol, self.fixed), (self.live_symbol, self.live)) if sources]
+        return cast(sp.Expr, sp.Add(*present))
+
+
+@dataclass(frozen=True)
+class NodePlan:
+    """What is to be computed for a free node.
+
+    Arguments:
+        cost: its share of C, in `x` and targets, or zero.
+        free: the exact update without a nudge.
+        nudged: the exact update at any beta.
+        mixed: the couplings that don't separate.
+    """
+
+    node: Node
+    cost: sp.Expr
+    fields: tuple[Field, ...]
+    free: Solver
+    nudged: Solver
+    mixed: tuple[str, ...]
+
+    @property
+    def conditional(self) -> sp.Expr:
+        """The energy of a unit given its fields and the nudge, without couplings that don't separate."""
+        return conditional(self.node.term, self.cost, self.fields)
+
+
+@dataclass(frozen=True)
+class EdgePlan:
+    """A coupling: separated into products, or `None` where it must be broadcast over all pairs."""
+
+    edge: Edge
+    separated: tuple[Separated, ...] | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The intermediate form of a graph.
+
+    Arguments:
+        nodes: plans of the free nodes, by name, in the order in which a signal from the inputs reaches them.
+        edges: plans of the edges, by name.
+        blocks: sets of nodes that don't interact, in the order of a free sweep; together they hold all free nodes.
+        nudged_blocks: the same, in the order in which the nudge reaches them.
+    """
+
+    graph: EnergyGraph
+    nodes: dict[str, NodePlan]
+    edges: dict[str, EdgePlan]
+    blocks: tuple[tuple[str, ...], ...]
+    nudged_blocks: tuple[tuple[str, ...], ...]
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a user should know about the cost of this energy."""
+        return tuple(
+            f"the coupling {plan.edge.term} of '{plan.edge.name}' doesn't separate into products of pre and post: "
+            "each evaluation broadcasts over all pairs of units, for every sample"
+            for plan in self.edges.values()
+            if plan.separated is None
+        )
+
+
+def target_symbol(target: str) -> sp.Symbol:
+    """The symbol that stands for y of a certain target."""
+    return sp.Symbol(f"target {target}", real=True)
+
+
+def conditional(term: sp.Expr, cost: sp.Expr, fields: Iterable[Field]) -> sp.Expr:
+    return cast(sp.Expr, term + BETA * cost + sp.Add(*(field.basis * field.value for field in fields)))
+
+
+def lower(graph: EnergyGraph) -> Plan:
+    """Validate a graph and work out everything that depends on the declaration alone.
+
+    Raises:
+        DeclarationError: with all faults of the graph.
+    """
+    graph.validate()
+    edges = {edge.name: EdgePlan(edge, _separate(edge)) for edge in graph.edges()}
+    order = _signal_order(graph, {node.name for node in graph.nodes() if not node.free})
+    blocks = _blocks(graph, order)
+    backward = _signal_order(graph, {cost.node for cost in graph.costs})
+    nudged_blocks = tuple(sorted(blocks, key=lambda block: min(map(backward.index, block))))
+    nodes = {name: _plan_node(graph, graph.node(name), edges) for name in order}
+    return Plan(graph, nodes, edges, blocks, nudged_blocks)
+
+
+def _separate(edge: Edge) -> tuple[Separated, ...] | None:
+    try:
+        return separate(edge.term)
+    except DeclarationError as error:
+        raise error.under("edges", f"{edge.pre} -> {edge.post}") from None
+
+
+def _plan_node(graph: EnergyGraph, node: Node, edges: dict[str, EdgePlan]) -> NodePlan:
+    fields = _fields(graph, node, edges)
+    mixed = tuple(
+        name for name, plan in edges.items() if plan.separated is None and node.name in (plan.edge.pre, plan.edge.post)
+    )
+    cost = _node_cost(graph.costs, node.name)
+    bounded = node.domain.bounded
+    if mixed:
+        solver: Solver = GradientOnly(f"the coupling of '{mixed[0]}' doesn't separate")
+        return NodePlan(node, cost, fields, solver, solver, mixed)
+    free = classify(conditional(node.term, sp.Integer(0), fields), bounded)
+    nudged = free if cost == 0 else classify(conditional(node.term, cost, fields), bounded)
+    return NodePlan(node, cost, fields, free, nudged, mixed)
+
+
+def _fields(graph: EnergyGraph, node: Node, edges: dict[str, EdgePlan]) -> tuple[Field, ...]:
+    """Collect the couplings of a node by the function of its own state that they multiply."""
+    collected: dict[sp.Expr, list[Source]] = {}
+    for name, plan in edges.items():
+        if node.name not in (plan.edge.pre, plan.edge.post):
+            continue
+        adjoint = plan.edge.pre == node.name
+        for term in plan.separated or ():
+            own, other = (term.pre_factor, term.post_factor) if adjoint else (term.post_factor, term.pre_factor)
+            basis = cast(sp.Expr, term.number * own.subs({PRE: X, POST: X}))
+            if X not in basis.free_symbols:
+                continue
+            neighbour = plan.edge.post if adjoint else plan.edge.pre
+            function = cast(sp.Expr, other.subs({PRE: X, POST: X}))
+            collected.setdefault(basis, []).append(Source(name, adjoint, term.kernel, neighbour, function))
+    return tuple(
+        Field(
+            index,
+            basis,
+            fixed=tuple(s for s in sources if s.constant or not graph.node(s.neighbour).free),
+            live=tuple(s for s in sources if not s.constant and graph.node(s.neighbour).free),
+        )
+        for index, (basis, sources) in enumerate(collected.items())
+    )
+
+
+def _node_cost(costs: Iterable[Cost], node: str) -> sp.Expr:
+    shares = [
+        sp.nsimplify(cost.weight, rational=True) * cost.term.subs(Y, target_symbol(cost.target))
+        for cost in costs
+        if cost.node == node
+    ]
+    return cast(sp.Expr, sp.Add(*shares))
+
+
+def _signal_order(graph: EnergyGraph, origins: set[str]) -> list[str]:
+    """Free nodes by their distance from some nodes (then as declared): the order in which a signal reaches them."""
+    undirected = nx.Graph(graph.network.to_undirected(as_view=True))
+    distance = nx.multi_source_dijkstra_path_length(undirected, origins) if origins else {}
+    free = [node.name for node in graph.nodes() if node.free]
+    return sorted(free, key=lambda name: (distance.get(name, 0), free.index(name)))
+
+
+def _blocks(graph: EnergyGraph, order: list[str]) -> tuple[tuple[str, ...], ...]:
+    """Colour the graph of free nodes: the nodes of a block don't interact, so they are updated at once and exactly."""
+    interaction = nx.Graph()
+    interaction.add_nodes_from(order)
+    interaction.add_edges_from((e.pre, e.post) for e in graph.edges() if e.pre in interaction and e.post in interaction)
+    colourings = [
+        nx.greedy_color(interaction, strategy=lambda g, colors: order),
+        nx.greedy_color(interaction, strategy="DSATUR"),
+    ]
+    best = min(colourings, key=lambda colouring: len(set(colouring.values())))
+    groups: dict[int, list[str]] = {}
+    for name in order:
+        groups.setdefault(best[name], []).append(name)
+    return tuple(tuple(group) for group in groups.values())
+
+
+@dataclass(frozen=True)
+class Product:
+    """One matrix product of an edge's contrast: number * factor ⊙ correlate(u(pre), v(post))."""
+
+    number: sp.Expr
+    pre_factor: sp.Expr
+    post_factor: sp.Expr
+
+
+def contrast_products(plan: EdgePlan, parameter: str) -> dict[sp.Expr, list[Product]]:
+    """dE/d parameter = sum over factors of factor ⊙ sum_k number_k correlate(u_k, v_k); keyed by factor."""
+    groups: dict[sp.Expr, list[Product]] = {}
+    for term in plan.separated or ():
+        slope = derivative(term.kernel, symbol(parameter))
+        if slope == 0:
+            continue
+        number, factor = cast(tuple[sp.Expr, sp.Expr], sp.factor_terms(slope).as_coeff_Mul())
+        groups.setdefault(factor, []).append(Product(term.number * number, term.pre_factor, term.post_factor))
+    return groups
+
+
+def parameter_slope(plan: NodePlan, parameter: str) -> sp.Expr:
+    """d(phi + beta C)/d parameter for a node parameter."""
+    return derivative(plan.node.term + BETA * plan.cost, symbol(parameter))
+
+
+def uses(expression: sp.Expr, name: str) -> bool:
+    return name in names(expression)

@@ -1,0 +1,217 @@
+"""`EnergyModel`: a compiled energy graph, as a torch module that owns the parameters."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from physnet.codegen import elementwise, generate, load
+from physnet.errors import RelaxationError, ShapeError
+from physnet.graph import EnergyGraph, Node
+from physnet.lowering import Plan, lower
+from physnet.problem import Problem
+from physnet.randomness import stream
+
+State = dict[str, Tensor]
+
+
+class _Holder(nn.Module):
+    """The parameters of one node or edge."""
+
+
+class EnergyModel(nn.Module):
+    """E(states; parameters) of a graph, with everything that follows from it.
+
+    Made by `compile_energy`. Its parameters are named `node.b`, `edge.w`, as in the declaration.
+
+    Arguments:
+        plan: the intermediate form of the graph.
+        seed: initial parameters are a pure function of it.
+    """
+
+    def __init__(self, plan: Plan, seed: int = 0) -> None:
+        super().__init__()
+        self.plan, self.graph = plan, plan.graph
+        self.source = generate(plan)
+        self.functions = load(plan, self.source)
+        self._encoders: dict[str, list[Callable[[Tensor], Tensor]]] = {
+            node.name: [elementwise(code) for code in node.encode] for node in self.graph.nodes()
+        }
+        self._verified: dict[str, tuple[int, int]] = {}  # what check_constraints has seen: address and version
+        for name, (spec, shape, fans) in self.graph.tensors().items():
+            owner, key = name.split(".")
+            value = spec.draw(shape, fans, stream(seed, "init", name)).to(torch.get_default_dtype())
+            # set directly, because a node may be called like an attribute of a module
+            holder = self._modules.setdefault(owner, _Holder())
+            assert holder is not None
+            holder._parameters[key] = nn.Parameter(value, requires_grad=not spec.frozen)
+
+    @property
+    def tensors(self) -> dict[str, nn.Parameter]:
+        """All parameters by name."""
+        return {
+            f"{owner}.{key}": value
+            for owner, holder in self._modules.items()
+            if holder is not None
+            for key, value in holder._parameters.items()
+            if value is not None
+        }
+
+    @cached_property
+    def free(self) -> tuple[str, ...]:
+        """Names of the free nodes, in the order in which a signal from the inputs reaches them."""
+        return tuple(self.plan.nodes)
+
+    @cached_property
+    def inputs(self) -> dict[str, Node]:
+        """The clamped nodes by name."""
+        return {node.name: node for node in self.graph.nodes() if not node.free}
+
+    @cached_property
+    def targets(self) -> dict[str, Node]:
+        """The nodes that each target refers to."""
+        return {cost.target: self.graph.node(cost.node) for cost in self.graph.costs}
+
+    def problem(self, rows: int | None = None, **inputs: Tensor) -> Problem:
+        """The free problem for a batch: what integrators work on.
+
+        Arguments:
+            rows: number of samples; only needed without inputs.
+            inputs: by name of the input node, [rows, *data shape].
+
+        Raises:
+            ShapeError: for tensors that don't fit.
+            RelaxationError: if a parameter violates its constraint.
+        """
+        self.check_constraints()
+        clamped = self.encode(inputs)
+        if clamped:
+            sizes = {name: value.shape[0] for name, value in clamped.items()}
+            if len(set(sizes.values())) != 1:
+                raise ShapeError(f"the inputs have different numbers of samples: {sizes}", "give one batch")
+            rows = next(iter(sizes.values()))
+        if rows is None:
+            raise ShapeError("the network has no input, so the number of samples is unknown", "pass rows=")
+        return Problem(self, clamped, rows)
+
+    def encode(self, inputs: Mapping[str, Tensor]) -> State:
+        """Clamped states from what the user gives: checked, in the dtype and on the device of the model, encoded."""
+        for name in inputs:
+            if name not in self.inputs:
+                raise ShapeError(f"there is no input node '{name}'", f"inputs are: {', '.join(self.inputs) or 'none'}")
+        like = next(iter(self.parameters()), torch.empty(0))
+        clamped: State = {}
+        for name, node in self.inputs.items():
+            if name not in inputs:
+                raise ShapeError(f"the input '{name}' is missing", f"pass {name}=tensor of shape [rows, *{list(node.data_shape)}]")
+            value = torch.as_tensor(inputs[name])
+            if value.dim() == 0 or value.shape[1:].numel() != math.prod(node.data_shape) or value.shape[0] == 0:
+                raise ShapeError(
+                    f"the input '{name}' has shape {list(value.shape)}", f"it must be [rows, *{list(node.data_shape)}]"
+                )
+            value = value.to(like.dtype if like.numel() else value.dtype, copy=False).to(like.device)
+            value = value.reshape(value.shape[0], *node.data_shape)
+            clamped[name] = self._encode(name, value)
+        return clamped
+
+    def _encode(self, name: str, value: Tensor) -> Tensor:
+        encoders = self._encoders[name]
+        return torch.cat([encode(value) for encode in encoders], 1) if encoders else value
+
+    def decode_gradient(self, name: str, value: Tensor, gradient: Tensor) -> Tensor:
+        """The gradient of an input from that of the clamped state that it was encoded to."""
+        with torch.enable_grad():
+            value = value.detach().requires_grad_()
+            shaped = value.to(gradient).reshape(value.shape[0], *self.inputs[name].data_shape)
+            return torch.autograd.grad(self._encode(name, shaped), value, gradient)[0]
+
+    def as_targets(self, targets: Mapping[str, Tensor], rows: int) -> State:
+        """Targets by name, as [rows, *node]; class indices become one-hot vectors."""
+        like = next(iter(self.parameters()), torch.empty(0))
+        result: State = {}
+        for name, node in self.targets.items():
+            if name not in targets:
+                raise ShapeError(f"the target '{name}' is missing", f"pass {name}=")
+            value = torch.as_tensor(targets[name]).to(like.device)
+            if not value.is_floating_point() and value.dim() == 1 and len(node.shape) == 1:
+                if int(value.min()) < 0 or int(value.max()) >= node.shape[0]:
+                    raise ShapeError(
+                        f"the target '{name}' holds class {int(value.max())}", f"'{node.name}' has {node.shape[0]} units"
+                    )
+                value = nn.functional.one_hot(value.long(), node.shape[0])
+            if tuple(value.shape) != (rows, *node.shape):
+                raise ShapeError(
+                    f"the target '{name}' has shape {list(value.shape)}",
+                    f"it must be {[rows, *node.shape]}, or class indices of shape [{rows}]",
+                )
+            result[name] = value.to(like.dtype if like.numel() else torch.get_default_dtype())
+        unknown = set(targets) - set(self.targets)
+        if unknown:
+            raise ShapeError(f"there is no target '{sorted(unknown)[0]}'", f"targets are: {', '.join(self.targets) or 'none'}")
+        return result
+
+    def scores(self, states: Mapping[str, Tensor], target: str = "target") -> Tensor:
+        """How well each class fits the equilibrium: minus the change of the cost when its one-hot target turns on.
+
+        For squared errors this orders classes as the state does; the largest score is the prediction.
+        """
+        node = self.targets[target]
+        unit_cost = self.functions[f"unit_cost_{node.name}"]
+        state = states[node.name]
+        quiet = {name: torch.zeros_like(state) for name in self.targets}
+        lit = quiet | {target: torch.ones_like(state)}
+        tensors = self.tensors
+        return (unit_cost(tensors, states, quiet) - unit_cost(tensors, states, lit)).flatten(1)
+
+    def check_constraints(self) -> None:
+        """Raise `RelaxationError` if a parameter violates its constraint; tensors that didn't change aren't read."""
+        for name, (spec, _, _) in self._constrained.items():
+            value = self.tensors[name]
+            if self._verified.get(name) == (value.data_ptr(), value._version):
+                continue
+            assert spec.constraint is not None
+            lo, hi = spec.constraint.lo, spec.constraint.hi
+            if not bool(((value >= lo) & (value <= hi)).all()):
+                raise RelaxationError(
+                    f"the parameter {name} violates its constraint {spec.constraint.declaration()}: "
+                    "call model.project_parameters() after changing it, or ep.attach(optimizer)"
+                )
+            self._verified[name] = (value.data_ptr(), value._version)
+
+    @cached_property
+    def _constrained(self) -> dict[str, Any]:
+        return {name: entry for name, entry in self.graph.tensors().items() if entry[0].constraint is not None}
+
+    @torch.no_grad()
+    def project_parameters(self) -> None:
+        """Move every constrained parameter to the nearest value that is allowed."""
+        for name, (spec, _, _) in self._constrained.items():
+            value = self.tensors[name]
+            assert spec.constraint is not None
+            value.clamp_(spec.constraint.lo, spec.constraint.hi)
+            self._verified[name] = (value.data_ptr(), value._version)
+
+    def extra_repr(self) -> str:
+        return repr(self.graph)
+
+
+def compile_energy(graph: EnergyGraph, seed: int = 0) -> EnergyModel:
+    """Turn a declared energy into a module that can be relaxed and trained.
+
+    Arguments:
+        graph: the declaration.
+        seed: initial parameters are a pure function of it.
+
+    Raises:
+        DeclarationError: with everything that is wrong with the graph.
+    """
+    plan = lower(graph)
+    for message in plan.warnings:
+        warnings.warn(message, stacklevel=2)
+    return EnergyModel(plan, seed)

@@ -1,0 +1,199 @@
+"""Parameters of an energy: their shapes, how they are drawn, and what constrains them."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import sympy as sp
+
+from physnet.domains import Interval, parse_domain
+from physnet.errors import DeclarationError, Fault
+from physnet.expressions import names, parse
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+DRAWS = ("uniform", "normal", "zeros", "ones")
+NODE_SHAPES = ("unit", "channel", "scalar")
+EDGE_SHAPES = ("connection", "scalar")
+
+
+@dataclass(frozen=True)
+class ParameterSpec:
+    """How one parameter of an energy is declared.
+
+    Arguments:
+        name: the symbol in the energy.
+        on: `node` or `edge`.
+        shape: `unit`, `channel` or `scalar` on nodes; `connection` (the connection's own) or `scalar` on edges.
+        init: an expression over `uniform(lo, hi)`, `normal(mean, std)`, `zeros`, `ones`, `fan_in`, `fan_out`, and the
+            names in `constants`.
+        constants: numbers that `init` uses, such as `gain`, which nodes and edges may override.
+        constraint: an interval that the parameter is projected to after each step, or `None`.
+        frozen: whether training leaves it alone.
+    """
+
+    name: str
+    on: str
+    shape: str = ""
+    init: str = "zeros"
+    constants: Mapping[str, float] = field(default_factory=dict)
+    constraint: Interval | None = None
+    frozen: bool = False
+
+    def __post_init__(self) -> None:
+        if self.on not in ("node", "edge"):
+            raise DeclarationError(Fault(f"a parameter is on: node or on: edge, not {self.on!r}", path=("on",)))
+        allowed = NODE_SHAPES if self.on == "node" else EDGE_SHAPES
+        if not self.shape:
+            object.__setattr__(self, "shape", allowed[0])
+        if self.shape not in allowed:
+            raise DeclarationError(
+                Fault(f"a parameter on a {self.on} can't have shape {self.shape!r}", f"use {', '.join(allowed)}", ("shape",))
+            )
+        self._check_constants()
+
+    def _check_constants(self) -> None:
+        for constant, value in self.constants.items():
+            if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+                raise DeclarationError(
+                    Fault(f"{constant} must be a finite number, found {value!r}", "give a number", (constant,))
+                )
+        try:
+            used = names(self.expression())
+        except DeclarationError as error:
+            raise error.under("init") from None
+        for constant in set(self.constants) - used:
+            known = ("on", "shape", "init", "constraint", "frozen", *sorted(used - {"fan_in", "fan_out"}))
+            close = difflib.get_close_matches(constant, known, 1)
+            hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
+            raise DeclarationError(Fault(f"unknown key '{constant}' of the parameter {self.name}", hint, (constant,)))
+
+    def expression(self) -> sp.Expr:
+        """The initialiser as an expression whose draws are uninterpreted functions."""
+        text = self.init
+        parsed = parse(_with_brackets(text), functions=DRAWS)
+        unknown = names(parsed) - {"fan_in", "fan_out", *self.constants}
+        if unknown:
+            name = sorted(unknown)[0]
+            raise DeclarationError(
+                Fault(
+                    f"unknown name '{name}' in the initialiser of {self.name}",
+                    f"give {name} a value beside init, or use {', '.join(DRAWS)}, fan_in, fan_out",
+                    offset=text.find(name),
+                    value=text,
+                )
+            )
+        for call in parsed.atoms(sp.core.function.AppliedUndef):
+            function, count = call.func.__name__, len(call.args)
+            if (function in ("uniform", "normal") and count != 2) or (function in ("zeros", "ones") and count):
+                usage = {"uniform": "uniform(lo, hi)", "normal": "normal(mean, std)"}.get(function, function)
+                raise DeclarationError(Fault(f"{function} has {count} arguments", f"write {usage}", value=text))
+        return parsed
+
+    def override(self, changes: Mapping[str, Any]) -> ParameterSpec:
+        """The same parameter with some of its fields or constants changed."""
+        known = {key: changes[key] for key in ("shape", "init", "constraint", "frozen") if key in changes}
+        if "constraint" in known:
+            known["constraint"] = parse_constraint(known["constraint"])
+        constants = {key: value for key, value in changes.items() if key not in known and key != "on"}
+        return replace(self, constants={**self.constants, **constants}, **known)
+
+    def draw(self, shape: tuple[int, ...], fans: tuple[int, int], generator: torch.Generator) -> Tensor:
+        """An initial value, in float64 on the CPU, projected to the constraint.
+
+        Arguments:
+            shape: shape of the tensor.
+            fans: fan_in and fan_out.
+            generator: source of the random numbers.
+        """
+        import torch
+
+        values = {"fan_in": float(max(fans[0], 1)), "fan_out": float(max(fans[1], 1)), **self.constants}
+
+        def evaluate(node: sp.Basic) -> Any:
+            if isinstance(node, sp.Symbol):
+                return float(values[str(node)])
+            if not node.args or node.is_number and not node.has(sp.core.function.AppliedUndef):
+                if isinstance(node, sp.core.function.AppliedUndef):
+                    filler = torch.zeros if node.func.__name__ == "zeros" else torch.ones
+                    return filler(shape, dtype=torch.float64)
+                return float(node)  # pyright: ignore[reportArgumentType]
+            arguments = [evaluate(argument) for argument in node.args]
+            if isinstance(node, sp.core.function.AppliedUndef):
+                first, second = arguments
+                if node.func.__name__ == "uniform":
+                    return first + (second - first) * torch.rand(shape, generator=generator, dtype=torch.float64)
+                return first + second * torch.randn(shape, generator=generator, dtype=torch.float64)
+            if isinstance(node, sp.Add):
+                return sum(arguments)
+            if isinstance(node, sp.Mul):
+                product: Any = 1.0
+                for argument in arguments:
+                    product = product * argument
+                return product
+            if isinstance(node, sp.Pow):
+                return arguments[0] ** arguments[1]
+            function = getattr(torch, {"Abs": "abs"}.get(type(node).__name__, type(node).__name__))
+            return function(torch.as_tensor(arguments[0], dtype=torch.float64))
+
+        value = torch.as_tensor(evaluate(self.expression()), dtype=torch.float64).expand(shape).clone()
+        if not bool(torch.isfinite(value).all()):
+            raise DeclarationError(f"the initialiser {self.init} of {self.name} gives values that aren't finite")
+        return value if self.constraint is None else self.constraint.project(value)
+
+    def declaration(self) -> dict[str, Any]:
+        """The parameter as it is written in a file; `parse_parameter` reads it back."""
+        result: dict[str, Any] = {"on": self.on, "shape": self.shape, "init": self.init, **self.constants}
+        if self.constraint is not None:
+            result["constraint"] = self.constraint.declaration()
+        if self.frozen:
+            result["frozen"] = True
+        return result
+
+
+def _with_brackets(text: str) -> str:
+    """`zeros` and `ones` may be written without brackets."""
+    return f"{text.strip()}()" if text.strip() in ("zeros", "ones") else text
+
+
+def parse_parameter(name: str, declared: Mapping[str, Any]) -> ParameterSpec:
+    """A parameter from its declaration: `on`, `shape`, `init`, `constraint`, `frozen`; other keys are constants.
+
+    Raises:
+        DeclarationError: with a path relative to the declaration.
+    """
+    rest = dict(declared)
+    if "on" not in rest:
+        raise DeclarationError(Fault(f"the parameter {name} doesn't say where it lives", "add on: node or on: edge"))
+    constraint = rest.pop("constraint", None)
+    init = rest.pop("init", "zeros")
+    frozen = rest.pop("frozen", False)
+    if not isinstance(frozen, bool):
+        raise DeclarationError(Fault("frozen is true or false", path=("frozen",)))
+    return ParameterSpec(
+        name,
+        on=str(rest.pop("on")),
+        shape=str(rest.pop("shape", "")),
+        init=str(init),
+        constraint=parse_constraint(constraint),
+        frozen=frozen,
+        constants=rest,
+    )
+
+
+def parse_constraint(declared: object) -> Interval | None:
+    """`nonnegative`, `nonpositive`, a box `[lo, hi]`, or nothing."""
+    if declared is None:
+        return None
+    domain = parse_domain(declared)
+    if not isinstance(domain, Interval):
+        raise DeclarationError(
+            Fault(f"a parameter can't be constrained to {declared!r}", "use an interval", ("constraint",))
+        )
+    return domain

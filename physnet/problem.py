@@ -1,0 +1,191 @@
+"""What integrators work on: the energy of one batch with everything but the free states held fixed.
+
+An integrator sees `energy`, `force`, `project`, `blocks` and `minimise`, and never asks what the energy is made of.
+`docs/architecture.md` sketches how pooled chains, prediction terms and couplings inside a node stand behind the same face.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from physnet.errors import RelaxationError
+from physnet.separation import GradientOnly
+
+if TYPE_CHECKING:
+    from physnet.model import EnergyModel
+
+State = dict[str, Tensor]
+Block = tuple[str, ...]
+
+
+class Problem:
+    """F(s) = E(s) + beta C(s) for a batch. One row is one sample in one phase.
+
+    Arguments:
+        model: where energy and parameters come from.
+        clamped: states of the input nodes, [rows, *node].
+        rows: number of rows.
+        fixed: the fields that don't change during a relaxation; worked out here if not given.
+        targets: by name, [rows, *node]; for a nudged problem.
+        beta: nudge of every row, [rows], or `None` for the free problem.
+    """
+
+    def __init__(
+        self,
+        model: EnergyModel,
+        clamped: State,
+        rows: int,
+        fixed: dict[str, dict[int, Tensor]] | None = None,
+        targets: State | None = None,
+        beta: Tensor | None = None,
+    ) -> None:
+        self.model, self.clamped, self.rows = model, clamped, rows
+        self.parameters = model.tensors
+        self.targets, self.beta = targets or {}, beta
+        self.fixed = fixed if fixed is not None else self._fixed_fields()
+        self._prepared: dict[str, tuple[Any, ...]] = {}
+
+    def nudged(self, targets: Mapping[str, Tensor], betas: Sequence[float]) -> Problem:
+        """The same batch under a nudge: `betas` gives one phase each, stacked along the rows.
+
+        Arguments:
+            targets: by name, [rows, *node] or class indices [rows].
+            betas: the nudge of each phase.
+        """
+        phases = len(betas)
+        wanted = self.model.as_targets(targets, self.rows)
+        return Problem(
+            self.model,
+            {name: _repeat(value, phases) for name, value in self.clamped.items()},
+            phases * self.rows,
+            {
+                node: {i: _repeat(value, phases) if value.shape[0] == self.rows else value for i, value in fields.items()}
+                for node, fields in self.fixed.items()
+            },
+            {name: _repeat(value, phases) for name, value in wanted.items()},
+            torch.tensor(betas, dtype=self.like.dtype, device=self.like.device).repeat_interleave(self.rows),
+        )
+
+    @property
+    def like(self) -> Tensor:
+        """A tensor with the dtype and device of the states."""
+        return next(iter(self.clamped.values()), next(iter(self.parameters.values()), torch.empty(0)))
+
+    def _fixed_fields(self) -> dict[str, dict[int, Tensor]]:
+        seed = self.clamped or {"": self.like}
+        return {name: self.model.functions[f"fixed_{name}"](self.parameters, seed) for name in self.model.free}
+
+    # ---------------------------------------------------------------- states
+
+    def zero(self) -> State:
+        """The state in which every unit is as near to zero as its domain lets it."""
+        like = self.like
+        return self.project(
+            {
+                name: torch.zeros((self.rows, *self._shape(name)), dtype=like.dtype, device=like.device)
+                for name in self.model.free
+            }
+        )
+
+    def random(self, generator: torch.Generator) -> State:
+        """A random state, drawn from the domain of every node."""
+        return {
+            name: self.domain(name).random((self.rows, *self._shape(name)), generator, self.like)
+            for name in self.model.free
+        }
+
+    def project(self, state: Mapping[str, Tensor]) -> State:
+        """The nearest state inside the domains."""
+        return {name: self.domain(name).project(value) for name, value in state.items()}
+
+    def domain(self, node: str):
+        return self.model.graph.node(node).domain
+
+    def _shape(self, node: str) -> tuple[int, ...]:
+        return self.model.graph.node(node).shape
+
+    # ---------------------------------------------------------------- the energy and what follows from it
+
+    def energy(self, state: Mapping[str, Tensor]) -> Tensor:
+        """F = E + beta C of every row, [rows]."""
+        energy = self.model.functions["energy"](self.parameters, {**self.clamped, **state})
+        return energy if self.beta is None else energy + self.beta * self.cost(state)
+
+    def cost(self, state: Mapping[str, Tensor]) -> Tensor:
+        """C of every row, [rows]."""
+        return self.model.functions["cost"](self.parameters, {**self.clamped, **state}, self.targets)
+
+    def force(self, state: Mapping[str, Tensor], nodes: Iterable[str] | None = None) -> State:
+        """-dF/ds of the free nodes, or of those named (clamped ones too)."""
+        full, functions = {**self.clamped, **state}, self.model.functions
+        result: State = {}
+        for name in self.model.free if nodes is None else nodes:
+            if name in self.clamped:
+                result[name] = functions[f"force_{name}"](self.parameters, full)
+            else:
+                force = functions[f"force_{name}_{self._phase(name)}"]
+                result[name] = force(self.parameters, full, self.fixed, self.targets, self.beta_for(name))
+        return result
+
+    def _phase(self, node: str) -> str:
+        """Which variant of a node's functions applies: nodes without a cost have one for both phases."""
+        return "nudged" if self.beta is not None and self.model.plan.nodes[node].cost != 0 else "free"
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """Sets of nodes that don't interact, in the order in which a signal reaches them."""
+        plan = self.model.plan
+        return plan.blocks if self.beta is None else plan.nudged_blocks
+
+    def solver(self, node: str):
+        """How the units of a node are minimised, given everything else."""
+        plan = self.model.plan.nodes[node]
+        return plan.free if self.beta is None else plan.nudged
+
+    def minimise(self, block: Block, state: Mapping[str, Tensor]) -> State:
+        """The new states of a block: each unit at the minimum of the energy, everything else held fixed."""
+        return {name: self._minimisers[name](state) for name in block}
+
+    @cached_property
+    def _minimisers(self) -> dict[str, Callable[[Mapping[str, Tensor]], Tensor]]:
+        return {name: self._minimiser(name) for name in self.model.free}
+
+    def _minimiser(self, name: str) -> Callable[[Mapping[str, Tensor]], Tensor]:
+        solver = self.solver(name)
+        if isinstance(solver, GradientOnly):
+            raise RelaxationError(
+                f"the units of '{name}' have no exact update: {solver.reason}; use integrator='flow', or change the energy"
+            )
+        beta = self.beta_for(name)
+        functions, parameters, fixed, targets = self.model.functions, self.parameters, self.fixed, self.targets
+        phase = self._phase(name)
+        prepared = functions[f"prepare_{name}_{phase}"](parameters, fixed, targets, beta)
+        update = functions[f"minimise_{name}_{phase}"]
+        return lambda state: update(parameters, state, fixed, prepared, targets, beta)
+
+    def beta_for(self, node: str) -> Tensor | float:
+        """The nudge, shaped to broadcast over the states of a node."""
+        return 0.0 if self.beta is None else self.beta.view(-1, *(1,) * len(self._shape(node)))
+
+    def step(self, state: Mapping[str, Tensor]) -> State:
+        """The step that an exact update of each node would make; where there is none, a projected gradient step."""
+        steps: State = {}
+        for name in self.model.free:
+            domain = self.domain(name)
+            if isinstance(self.solver(name), GradientOnly):
+                target = domain.project(state[name] + self.force(state, [name])[name])
+            else:
+                target = self._minimisers[name](state)
+            steps[name] = domain.difference(target, state[name])
+        return steps
+
+
+def _repeat(value: Tensor, phases: int) -> Tensor:
+    return value if phases == 1 else value.repeat(phases, *(1,) * (value.dim() - 1))
+
+

@@ -1,0 +1,292 @@
+"""Relaxation: from a problem and a starting state to an equilibrium.
+
+    equilibrium:  F is minimal or stationary in the free states, within their domains
+
+An integrator is a class with `refusal(problem)` and `relax(problem, state, rule)`; it registers itself with `@integrator`.
+`relax` picks the first one that doesn't refuse.
+"""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from physnet.errors import DeclarationError, Fault, RelaxationError, RelaxationWarning
+from physnet.problem import Problem, State
+from physnet.randomness import stream
+
+if TYPE_CHECKING:
+    from physnet.model import EnergyModel
+
+INITIAL = ("zero", "forward", "random", "previous")
+
+# Tolerances on the relative residual. A nudged phase is judged by its displacement from the free state, which shrinks with
+# beta, so that the same number serves every beta.
+_FREE = {torch.float32: 1e-5, torch.float64: 1e-10}
+_NUDGED = {torch.float32: 1e-3, torch.float64: 1e-8}
+
+
+@dataclass(frozen=True)
+class Relaxation:
+    """How to relax one kind of phase.
+
+    Arguments:
+        integrator: a name from `integrators()`, or `auto`.
+        tolerance: bound on the relative residual of every sample; `None` takes 1e-5 (free) and 1e-3 (nudged) in float32,
+            1e-10 and 1e-8 in float64.
+        max_sweeps: where to give up; for `flow`, evaluations of the force.
+        initial: where the free phase starts: `zero`, `forward` (one sweep from zero in the order of the signal), `random`,
+            or `previous` (the state of the last batch, where it had the same size).
+        options: settings of the integrator, by name.
+    """
+
+    integrator: str = "auto"
+    tolerance: float | None = None
+    max_sweeps: int = 1000
+    initial: str = "zero"
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.initial not in INITIAL:
+            raise DeclarationError(Fault(f"unknown initial state {self.initial!r}", f"use {', '.join(INITIAL)}", ("initial",)))
+        if self.tolerance is not None and not self.tolerance > 0:
+            raise DeclarationError(Fault(f"the tolerance {self.tolerance} is not positive", "such as 1e-5", ("tolerance",)))
+        if self.max_sweeps < 1:
+            raise DeclarationError(Fault(f"max_sweeps is {self.max_sweeps}", "at least 1", ("max_sweeps",)))
+
+
+@dataclass
+class Equilibrium:
+    """Where a relaxation ended.
+
+    Arguments:
+        states: free states by node, [rows, *node]; phases stacked along the rows.
+        residual: per row, the largest step that remained, relative to the state (free) or its displacement (nudged).
+        sweeps: per row, how many sweeps (for `flow`: evaluations of the force) it took.
+        converged: per row, whether the residual met the tolerance.
+        integrator: which one was used.
+        reason: why that one.
+        problem: what was relaxed; gives energies, forces and costs.
+    """
+
+    states: State
+    residual: Float[Tensor, " rows"]
+    sweeps: Int[Tensor, " rows"]
+    converged: Bool[Tensor, " rows"]
+    integrator: str
+    problem: Problem
+    reason: str = ""
+
+    @property
+    def energy(self) -> Float[Tensor, " rows"]:
+        """F of every row."""
+        return self.problem.energy(self.states)
+
+    def __getitem__(self, node: str) -> Tensor:
+        return self.states[node]
+
+
+class StoppingRule:
+    """When a sample has arrived.
+
+    The residual of a row is  max over nodes of  max|step| / scale,  where scale is the size of the state, or of its
+    displacement from the reference in a nudged phase. Steps below the resolution of the dtype count as zero.
+
+    Arguments:
+        problem: gives the domains.
+        tolerance: bound on the residual.
+        max_sweeps: where to give up.
+        reference: the free equilibrium that a nudged phase started from.
+    """
+
+    def __init__(self, problem: Problem, tolerance: float, max_sweeps: int, reference: State | None = None) -> None:
+        self.problem, self.tolerance, self.max_sweeps, self.reference = problem, tolerance, max_sweeps, reference
+        self.resolution = 4 * torch.finfo(problem.like.dtype).eps
+        self.tiny = torch.finfo(problem.like.dtype).tiny
+
+    def relative(self, node: str, old: Tensor, new: Tensor) -> Float[Tensor, " rows"]:
+        """The relative size of the step of one node, per row."""
+        domain = self.problem.domain(node)
+        step = _largest(domain.difference(new, old).abs())
+        size = _largest(domain.magnitude(new))
+        scale = size if self.reference is None else _largest(domain.difference(new, self.reference[node]).abs())
+        return (step - self.resolution * size).clamp_min_(0) / (scale + self.tiny)
+
+    def residual(self, state: Mapping[str, Tensor]) -> Float[Tensor, " rows"]:
+        """The residual of a state, whichever way it was reached."""
+        worst = None
+        for node, step in self.problem.step(state).items():
+            here = self.relative(node, state[node], state[node] + step)
+            worst = here if worst is None else torch.maximum(worst, here)
+        assert worst is not None
+        return worst
+
+
+def _largest(values: Tensor) -> Tensor:
+    return values.flatten(1).amax(1)
+
+
+class Integrator(ABC):
+    """One way to an equilibrium. Options are the arguments of its constructor."""
+
+    name: str
+    idea: str
+
+    @classmethod
+    @abstractmethod
+    def refusal(cls, problem: Problem) -> str | None:
+        """Why this integrator can't relax the problem; `None` if it can."""
+
+    @abstractmethod
+    def relax(self, problem: Problem, state: State, rule: StoppingRule) -> Equilibrium:
+        """Relax from a state inside the domains. Runs without autograd."""
+
+
+_REGISTRY: dict[str, type[Integrator]] = {}
+I = TypeVar("I", bound=type[Integrator])  # noqa: E741
+
+
+def integrator(kind: I) -> I:
+    """Register an integrator under its name; `auto` tries them in the order of registration."""
+    _REGISTRY[kind.name] = kind
+    return kind
+
+
+def integrators() -> dict[str, type[Integrator]]:
+    """All integrators by name, in the order in which `auto` tries them."""
+    importlib.import_module("physnet.integrators")
+    return _REGISTRY
+
+
+def choose(problem: Problem, name: str = "auto") -> tuple[type[Integrator], str]:
+    """The integrator for a problem and why.
+
+    Raises:
+        DeclarationError: if there is none of that name.
+        RelaxationError: if it refuses the problem.
+    """
+    known = integrators()
+    if name != "auto":
+        if name not in known:
+            raise DeclarationError(
+                Fault(f"unknown integrator '{name}'", f"use auto, {', '.join(known)}", ("integrator",), value=name)
+            )
+        refusal = known[name].refusal(problem)
+        if refusal is not None:
+            raise RelaxationError(f"integrator '{name}' can't relax this energy: {refusal}")
+        return known[name], "asked for"
+    refusals: list[str] = []
+    for kind in known.values():
+        refusal = kind.refusal(problem)
+        if refusal is None:
+            return kind, "; ".join([*refusals, f"{kind.name}: {kind.idea}"])
+        refusals.append(f"not {kind.name}: {refusal}")
+    raise RelaxationError(f"no integrator can relax this energy: {'; '.join(refusals)}")
+
+
+def relax(
+    model: EnergyModel,
+    settings: Relaxation | str = "auto",
+    *,
+    target: Mapping[str, Tensor] | Tensor | None = None,
+    beta: float | None = None,
+    start: Mapping[str, Tensor] | None = None,
+    rows: int | None = None,
+    seed: int = 0,
+    **inputs: Tensor,
+) -> Equilibrium:
+    """Let a network settle:  s* = argmin E(s)  or, with a target,  argmin E(s) + beta C(s, y).
+
+    Arguments:
+        model: the compiled energy.
+        settings: a `Relaxation`, or the name of an integrator.
+        target: for a nudged equilibrium: one tensor, or a mapping by target name. Needs `beta`.
+        beta: the nudge. The nudged phase starts from the free equilibrium.
+        start: free states to begin with, instead of `settings.initial`.
+        rows: number of samples, for networks without inputs.
+        seed: of random initial states.
+        inputs: by name of the input node, [rows, *node].
+
+    Raises:
+        RelaxationError: if no equilibrium can be reached; the message says what to change.
+    """
+    settings = Relaxation(settings) if isinstance(settings, str) else settings
+    with torch.no_grad():
+        problem = model.problem(rows=rows, **inputs)
+        if start is not None:
+            start = {name: torch.as_tensor(start[name]).to(problem.like) for name in model.free}
+        else:
+            start = initial_state(problem, settings.initial, stream(seed, "initial"))
+        free = run(problem, problem.project(start), settings)
+        if target is None and beta is None:
+            return free
+        if target is None or beta is None:
+            raise RelaxationError("a nudged equilibrium needs both target and beta")
+        targets = target if isinstance(target, Mapping) else dict.fromkeys(model.targets, target)
+        return run(problem.nudged(targets, [beta]), free.states, settings, reference=free.states)
+
+
+def initial_state(problem: Problem, initial: str, generator: torch.Generator, previous: State | None = None) -> State:
+    """The state that a free phase starts from; `previous` falls back to zero where it doesn't fit."""
+    if initial == "random":
+        return problem.random(generator)
+    if initial == "previous" and previous is not None and next(iter(previous.values())).shape[0] == problem.rows:
+        return previous
+    state = problem.zero()
+    if initial == "forward":
+        for node in problem.model.free:
+            state |= problem.minimise((node,), state)
+    return state
+
+
+def run(
+    problem: Problem, state: State, settings: Relaxation, reference: State | None = None, *, quiet: bool = False
+) -> Equilibrium:
+    """Relax a problem from a state, and judge the result. `reference` marks a nudged phase.
+
+    Raises:
+        RelaxationError: for states that aren't finite, and what integrators raise.
+    """
+    kind, reason = choose(problem, settings.integrator)
+    try:
+        chosen = kind(**settings.options)
+    except TypeError as problem_with_options:
+        raise DeclarationError(
+            Fault(f"integrator '{kind.name}': {problem_with_options}", "see its documentation", ("options",))
+        ) from None
+    dtype = problem.like.dtype
+    default = (_FREE if reference is None else _NUDGED).get(dtype, 1e-3)
+    rule = StoppingRule(problem, settings.tolerance or default, settings.max_sweeps, reference)
+    with torch.no_grad(), torch.autocast(problem.like.device.type, enabled=False):
+        result = replace(chosen.relax(problem, state, rule), reason=reason)
+    _judge(result, rule, quiet)
+    return result
+
+
+def _judge(result: Equilibrium, rule: StoppingRule, quiet: bool) -> None:
+    if bool(result.converged.all()):
+        return
+    for node, value in result.states.items():
+        if not bool(torch.isfinite(value).all()):
+            raise RelaxationError(
+                f"the state of '{node}' is not finite after {int(result.sweeps.max())} sweeps: "
+                "look for energies that fall without bound, reduce |beta|, or give the node a bounded domain"
+            )
+    if quiet:
+        return
+    missing = int((~result.converged).sum())
+    warnings.warn(
+        f"{missing} of {len(result.converged)} samples have not converged with '{result.integrator}' after "
+        f"{int(result.sweeps.max())} sweeps: residual {float(result.residual.max()):.2g}, "
+        f"tolerance {rule.tolerance:.2g}; raise max_sweeps or the tolerance",
+        RelaxationWarning,
+        stacklevel=3,
+    )

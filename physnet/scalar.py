@@ -1,0 +1,86 @@
+"""Exact updates of single units, elementwise on tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from physnet.domains import Domain
+from physnet.errors import RelaxationError
+
+MAX_ITERATIONS = 60
+
+
+def reciprocal(curvature: Tensor | float, node: str) -> Tensor | float:
+    """1/curvature, and 0 for floating units, whose energy is flat and which therefore stay at 0.
+
+    Raises:
+        RelaxationError: if a curvature is negative, so that the energy has no minimum.
+    """
+    if not isinstance(curvature, Tensor):
+        curvature = torch.tensor(float(curvature), dtype=torch.float64)
+        if float(curvature) > 0:
+            return 1 / float(curvature)
+    lowest = float(curvature.detach().min())
+    if lowest < 0:
+        raise RelaxationError(
+            f"node '{node}': the curvature of the energy is {lowest:.3g} < 0, so that it falls without bound; "
+            "use a smaller |beta|, or keep the couplings nonnegative"
+        )
+    if lowest > 0:
+        return curvature.reciprocal()
+    return torch.where(curvature > 0, curvature.reciprocal(), torch.zeros_like(curvature))
+
+
+def to_bound(drive: Tensor, x: Tensor, domain: Domain) -> Tensor:
+    """argmin of -drive x: the bound that the drive points to; a unit without drive stays."""
+    lo, hi = domain.bounds(x)
+    return torch.where(drive > 0, hi, torch.where(drive < 0, lo, x))
+
+
+def minimise(
+    energy: Callable[[Tensor], Tensor],
+    slopes: Callable[[Tensor], tuple[Tensor, Tensor]],
+    start: Tensor,
+    domain: Domain,
+) -> Tensor:
+    """The local minimum of E(x) that a descent from `start` leads to, for every element on its own.
+
+    Newton's method inside a bracket [a, b] with E'(a) <= 0 <= E'(b). Where a Newton step is uphill or leaves the bracket,
+    the step is a bisection, or while the bracket is open a step that grows. A unit whose energy would have risen stays.
+
+    Arguments:
+        energy: E(x), elementwise.
+        slopes: (E'(x), E''(x)), elementwise.
+        start: where each unit is, [rows, *node].
+        domain: confines x.
+    """
+    lo, hi = domain.bounds(start)
+    a = torch.as_tensor(lo, dtype=start.dtype, device=start.device).expand_as(start)
+    b = torch.as_tensor(hi, dtype=start.dtype, device=start.device).expand_as(start)
+    x, reach = start, torch.full_like(start, 0.5)
+    tolerance = 4 * torch.finfo(start.dtype).eps
+    for _ in range(MAX_ITERATIONS):
+        slope, curvature = slopes(x)
+        uphill = slope > 0
+        a, b = torch.where(uphill, a, x), torch.where(uphill, x, b)
+        newton = x - slope / torch.where(curvature > 0, curvature, 1.0)
+        stride = torch.where(uphill, -reach, reach)
+        bisected = torch.where(torch.isinf(a) | torch.isinf(b), x + stride, (a + b) / 2)
+        # steps are bounded, so that a flat spot can't throw a unit over a barrier into another well
+        usable = (curvature > 0) & (newton >= a) & (newton <= b) & ((newton - x).abs() <= 2 * reach)
+        candidate = torch.where(usable, newton, bisected)
+        candidate = torch.where(slope == 0, x, torch.minimum(torch.maximum(candidate, a), b))
+        reach = torch.where(usable, reach, 2 * reach)
+        change = (candidate - x).abs()
+        x = candidate
+        if bool((change <= tolerance * (1 + x.abs())).all()):
+            break
+    noise = 8 * torch.finfo(start.dtype).eps
+    before, after = energy(start), energy(x)
+    return torch.where(after <= before + noise * (1 + before.abs()), x, start)
+
+
+__all__ = ["minimise", "reciprocal", "to_bound"]
