@@ -102,7 +102,7 @@ class _VectorField(torch.nn.Module):
         self.goal = max(rule.tolerance, 1e-2)
         self.error, self.stage_end, self.met = 0.1 * self.goal, STAGE, False
         self.smallest = torch.finfo(self.current.dtype).eps
-        reach = [float(problem.domain(name).magnitude(value).max()) for name, value in state.items()]
+        reach = [float(problem.domain(name).magnitude(value).abs().max()) for name, value in state.items()]
         self.scale = max(1.0, *reach)
         if rule.reference is not None:  # a displacement is as small as the force of the nudge
             nudge = max(float(force.abs().max()) for force in problem.force(state).values())

@@ -7,7 +7,7 @@ The source is meant to be read: `model.source` shows it, tracebacks point into i
     c   what `prepare_<node>` made of them for one relaxation
     beta  the nudge, a number or [rows, 1, ...]
 
-and the connections and domains of the graph stand under `<edge>` and `<node>_domain`.
+and the connections and domains of the graph stand under `<edge>_edge` and `<node>_domain`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import sympy as sp
 from sympy.printing.str import StrPrinter
 
 from physnet import functions, scalar
+from physnet.errors import DeclarationError
 from physnet.expressions import derivative, names, symbol, write
 from physnet.lowering import (
     BETA,
@@ -95,11 +96,16 @@ def _shown(expression: sp.Expr) -> str:
 class _Lines:
     def __init__(self) -> None:
         self.lines: list[str] = []
+        self.heads: set[str] = set()
 
     def __call__(self, line: str = "", indent: int = 1) -> None:
         self.lines.append("    " * indent + line if line else "")
 
     def function(self, head: str, doc: str) -> None:
+        name = head.partition("(")[0]
+        if name in self.heads:
+            raise DeclarationError(f"two parts of the network would both be called {name}", "rename one node, edge or parameter")
+        self.heads.add(name)
         self("")
         self("")
         self(f"def {head}:", 0)
@@ -122,7 +128,7 @@ def elementwise(expression: sp.Expr) -> Any:
 
 
 def _function_namespace() -> dict[str, Any]:
-    return {name: value for name, value in vars(functions).items() if not name.startswith("_")}
+    return {name: value for name, value in vars(functions).items() if callable(value)}
 
 
 def load(plan: Plan, source: str) -> dict[str, Any]:
@@ -133,7 +139,7 @@ def load(plan: Plan, source: str) -> dict[str, Any]:
     namespace |= {"minimise_scalar": scalar.minimise, "reciprocal": scalar.reciprocal, "to_bound": scalar.to_bound}
     graph = plan.graph
     for edge in graph.edges():
-        namespace[edge.name] = edge.connection.bind(graph.node(edge.pre).shape, graph.node(edge.post).shape)
+        namespace[f"{edge.name}_edge"] = edge.connection.bind(graph.node(edge.pre).shape, graph.node(edge.post).shape)
     for node in graph.nodes():
         namespace[f"{node.name}_domain"] = node.domain
     exec(compile(source, filename, "exec"), namespace)  # our own text, printed from SymPy
@@ -199,10 +205,10 @@ class _Emitter:
         state = f's["{source.neighbour}"]'
         value = self.print(source.function, {X: state})
         if source.constant:
-            value = f"ones({source.edge}.{'post' if source.adjoint else 'pre'}, s)"
+            value = f"ones({source.edge}_edge.{'post' if source.adjoint else 'pre'}, s)"
             if source.function != 1:
                 value = f"{self.print(source.function)}*{value}"
-        return f"{plan.edge.name}.{way}({value}, {self.kernel(source.edge, source.kernel)})"
+        return f"{plan.edge.name}_edge.{way}({value}, {self.kernel(source.edge, source.kernel)})"
 
     def sum_of(self, sources: Iterable[Source]) -> str:
         return " + ".join(map(self.source, sources))
@@ -368,7 +374,7 @@ class _Emitter:
     def pair_symbols(self, plan: EdgePlan) -> dict[sp.Basic, str]:
         """Symbols of a coupling that is broadcast over all pairs."""
         edge = plan.edge
-        pairs = f'{edge.name}.pairs(s["{edge.pre}"], s["{edge.post}"])'
+        pairs = f'{edge.name}_edge.pairs(s["{edge.pre}"], s["{edge.post}"])'
         return self.edge_symbols(plan) | {PRE: f"{pairs}[0]", POST: f"{pairs}[1]"}
 
     def mixed_force(self, edge_name: str, node: str) -> str:
@@ -376,7 +382,7 @@ class _Emitter:
         to_pre = plan.edge.pre == node
         slope = derivative(plan.edge.term, PRE if to_pre else POST)
         way = "to_pre" if to_pre else "to_post"
-        return f"- {edge_name}.{way}({self.print(slope, self.pair_symbols(plan))})"
+        return f"- {edge_name}_edge.{way}({self.print(slope, self.pair_symbols(plan))})"
 
     # ------------------------------------------------------------ scalars
 
@@ -385,7 +391,7 @@ class _Emitter:
         terms: list[str] = []
         for name, plan in self.plan.nodes.items():
             if plan.node.term != 0:
-                terms.append(f"total({self.print(plan.node.term, self.node_symbols(name), {X: self.state(name)})})")
+                terms.append(f"total({self.per_unit(plan.node.term, name)})")
         for plan in self.plan.edges.values():
             edge = plan.edge
             if plan.separated is None:
@@ -398,6 +404,11 @@ class _Emitter:
                 terms.append(f"total({factor}{self.source(pre)})")
         self.out(f"return ({' + '.join(terms) or self.no_rows()})".replace("\n", " "))
 
+    def per_unit(self, term: sp.Expr, name: str) -> str:
+        """A term of a node, with the shape of its state whatever it is made of."""
+        printed = self.print(term, self.node_symbols(name), {X: self.state(name)})
+        return printed if X in term.free_symbols else f"{printed} + {self.zero(name)}"
+
     def no_rows(self) -> str:
         first = next(iter(self.plan.nodes))
         return f"0*total({self.state(first)})"
@@ -406,7 +417,7 @@ class _Emitter:
         costed = [(name, plan) for name, plan in self.plan.nodes.items() if plan.cost != 0]
         for name, plan in costed:
             self.out.function(f"unit_cost_{name}(p, s, y)", f"C of every unit of {name}.")
-            self.out(f"return {self.print(plan.cost, self.node_symbols(name), {X: self.state(name)})}")
+            self.out(f"return {self.per_unit(plan.cost, name)}")
         self.out.function("cost(p, s, y)", "C of every row.")
         self.out(f"return {' + '.join(f'total(unit_cost_{name}(p, s, y))' for name, _ in costed) or self.no_rows()}")
 
@@ -426,7 +437,7 @@ class _Emitter:
         terms: list[str] = []
         for factor, products in contrast_products(plan, parameter).items():
             stacked = ", ".join(self.product(plan, product) for product in products)
-            term = f"{edge.name}.correlate(*phases.stack({stacked}), {weight})"
+            term = f"{edge.name}_edge.correlate(*phases.stack({stacked}), {weight})"
             if factor != 1:
                 term = f"({self.print(factor, self.edge_symbols(plan))})*{term}"
             terms.append(term)
@@ -442,7 +453,7 @@ class _Emitter:
                 moving.append("free" if graph.node(side).free else "clamped")
             else:
                 end = "pre" if variable is PRE else "post"
-                values.append(f"ones({edge.name}.{end}, s)" if factor == 1 else f"{factor}*ones({edge.name}.{end}, s)")
+                values.append(f"ones({edge.name}_edge.{end}, s)" if factor == 1 else f"{factor}*ones({edge.name}_edge.{end}, s)")
                 moving.append("constant")
         scale = self.print(product.number)
         return f"phases.{moving[0]}_{moving[1]}({values[0]}, {values[1]}, {scale})"

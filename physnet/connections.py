@@ -216,6 +216,8 @@ def parse_connection(declared: object) -> Connection:
                 return _build(
                     declared, name, values, {str(item.arg): ast.literal_eval(item.value) for item in keywords}
                 )
+    except DeclarationError:  # a ValueError too
+        raise
     except (SyntaxError, ValueError, MemoryError, RecursionError):
         pass
     raise DeclarationError(

@@ -35,8 +35,8 @@ class Domain(ABC):
         return x - reference
 
     def magnitude(self, x: Tensor) -> Tensor:
-        """The size that a small step is compared with."""
-        return x.abs()
+        """What a small step is compared with, up to its sign."""
+        return x
 
     @abstractmethod
     def random(self, shape: tuple[int, ...], generator: torch.Generator, like: Tensor) -> Tensor:

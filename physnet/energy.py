@@ -117,11 +117,17 @@ def undeclared(
             fix = f"a {kind} term is written in {', '.join(sorted(states))} and {kind} parameters"
         else:
             close = difflib.get_close_matches(name, sorted(parameters | states), 1)
-            message = f"undeclared symbol '{name}' in a {kind} term"
-            fix = (f"did you mean {close[0]}? or " if close else "") + f"declare it: {name}: {{on: {kind}, init: zeros}}"
+            message = f"undeclared symbol '{name}' in {'an' if kind == 'edge' else 'a'} {kind} term"
+            fix = (f"did you mean {close[0]}? or " if close else "") + _declaring(name, kind)
         text = source if isinstance(source, str) else write(term)
         faults.append(Fault(message, fix, path, offset=_find_name(text, name), value=text))
     return faults
+
+
+def _declaring(name: str, kind: str) -> str:
+    if kind == "cost":
+        return f"use x, y and parameters of the node, or declare {name} under parameters of the node"
+    return f"declare it under parameters: {name}: {{on: {kind}, init: zeros}}"
 
 
 def _find_name(text: str, name: str) -> int | None:

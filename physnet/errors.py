@@ -38,6 +38,7 @@ class Fault:
         offset: character offset inside the value at `path`, for a fault within an expression.
         value: the text of the value at `path`, shown with a caret where there is no file.
         place: the resolved position, once the file is known.
+        at_key: whether the fault is the last key of `path` itself, not its value.
     """
 
     message: str
@@ -46,6 +47,7 @@ class Fault:
     offset: int | None = None
     value: str | None = None
     place: Place | None = None
+    at_key: bool = False
 
     def under(self, *prefix: str | int) -> Fault:
         """The same fault, seen from further out in the declaration."""

@@ -30,6 +30,10 @@ class relu(sp.Function):
 
     nargs = 1
 
+    @classmethod
+    def eval(cls, x: sp.Expr) -> sp.Expr | None:
+        return cast(sp.Expr, sp.Max(x, 0)) if x.is_number else None
+
     def fdiff(self, argindex: int = 1) -> sp.Expr:
         return step(self.args[0])
 
@@ -39,6 +43,10 @@ class step(sp.Function):
 
     nargs = 1
 
+    @classmethod
+    def eval(cls, x: sp.Expr) -> sp.Expr | None:
+        return sp.Integer(1 if x > 0 else 0) if x.is_number else None
+
     def fdiff(self, argindex: int = 1) -> sp.Expr:
         return sp.Integer(0)
 
@@ -47,6 +55,11 @@ class clip(sp.Function):
     """min(max(x, lo), hi)"""
 
     nargs = 3
+
+    @classmethod
+    def eval(cls, x: sp.Expr, lo: sp.Expr, hi: sp.Expr) -> sp.Expr | None:
+        numbers = x.is_number and lo.is_number and hi.is_number
+        return cast(sp.Expr, sp.Min(sp.Max(x, lo), hi)) if numbers else None
 
     def fdiff(self, argindex: int = 1) -> sp.Expr:
         x, lo, hi = cast(tuple[sp.Expr, sp.Expr, sp.Expr], self.args)
@@ -60,6 +73,10 @@ class softplus(sp.Function):
 
     nargs = 1
 
+    @classmethod
+    def eval(cls, x: sp.Expr) -> sp.Expr | None:
+        return cast(sp.Expr, sp.log(1 + sp.exp(x))) if x.is_number else None
+
     def fdiff(self, argindex: int = 1) -> sp.Expr:
         return sigmoid(self.args[0])
 
@@ -69,6 +86,10 @@ class sigmoid(sp.Function):
 
     nargs = 1
 
+    @classmethod
+    def eval(cls, x: sp.Expr) -> sp.Expr | None:
+        return cast(sp.Expr, 1 / (1 + sp.exp(-x))) if x.is_number else None
+
     def fdiff(self, argindex: int = 1) -> sp.Expr:
         return cast(sp.Expr, self * (1 - self))
 
@@ -77,6 +98,10 @@ class log_cosh(sp.Function):
     """log(cosh(x))"""
 
     nargs = 1
+
+    @classmethod
+    def eval(cls, x: sp.Expr) -> sp.Expr | None:
+        return cast(sp.Expr, sp.log((sp.exp(x) + sp.exp(-x)) / 2)) if x.is_number else None
 
     def fdiff(self, argindex: int = 1) -> sp.Expr:
         return cast(sp.Expr, sp.tanh(self.args[0]))
@@ -187,8 +212,22 @@ def _adopt(expression: sp.Basic) -> sp.Expr:
     return result
 
 
-def _refuse_undefined(expression: sp.Expr, text: str) -> None:
+def _undefined(expression: sp.Basic) -> bool:
+    """Whether a number in the expression is not real, not finite or beyond the range of floats."""
     if expression.has(sp.zoo, sp.nan, sp.oo, -sp.oo, sp.I):
+        return True
+    if any(map(_undefined, expression.args)):  # inner ones first, because towers of exponentials take forever
+        return True
+    if not isinstance(expression, sp.Expr) or not expression.is_number or expression.has(sp.core.function.AppliedUndef):
+        return False
+    try:
+        return not math.isfinite(float(expression))
+    except (TypeError, ArithmeticError):
+        return True
+
+
+def _refuse_undefined(expression: sp.Expr, text: str) -> None:
+    if _undefined(expression):
         raise DeclarationError(
             Fault(
                 "this expression is not a finite real number",
@@ -221,7 +260,12 @@ class _Parser:
             raise self.error(f"syntax error: {problem.msg}", "check brackets and operators", offset) from None
         except (ValueError, MemoryError, RecursionError) as problem:
             raise self.error(f"this can't be read as an expression: {problem}", "simplify it") from None
-        result = self.walk(tree.body, 0)
+        try:
+            result = self.walk(tree.body, 0)
+        except (TypeError, ValueError, ArithmeticError, RecursionError) as problem:
+            if isinstance(problem, DeclarationError):
+                raise
+            raise self.error(f"this has no value: {problem}", "look for a division by zero, or the root of -1") from None
         _refuse_undefined(result, self.text)
         return result
 
@@ -275,6 +319,8 @@ class _Parser:
             return CONSTANTS[name]
         if name in FUNCTIONS or name in self.extra_functions:
             raise self.at(node, f"the function '{name}' needs arguments", f"write {name}(...)")
+        if name in ("nan", "inf"):
+            raise self.at(node, f"{name} is not a finite number", "use real numbers such as 2 or 0.5")
         if name.startswith("_"):
             raise self.at(node, f"'{name}': names don't start with an underscore", "rename it")
         return symbol(name)
@@ -289,10 +335,14 @@ class _Parser:
         count, function = FUNCTIONS[name]
         if (count is None and len(arguments) < 2) or (count is not None and len(arguments) != count):
             wanted = "at least 2" if count is None else str(count)
+            usage = "x, y" if count is None else "x" if count == 1 else "x, lo, hi"
             raise self.at(
-                node, f"{name} takes {wanted} argument(s), found {len(arguments)}", f"{name}: {function.__doc__ or ''}"
+                node, f"{name} takes {wanted} argument(s), found {len(arguments)}", f"write {name}({usage})"
             )
-        return function(*arguments)
+        result = cast(sp.Expr, function(*arguments))
+        if result.is_number and _undefined(result):
+            raise self.at(node, "this is not a finite real number", "look for the root or logarithm of a negative number")
+        return result
 
     def power(self, node: ast.expr, base: sp.Expr, exponent: sp.Expr) -> sp.Expr:
         if exponent.is_number and not abs(float(exponent)) <= MAX_EXPONENT:
@@ -300,4 +350,7 @@ class _Parser:
         if exponent.is_number and base.is_number and not base.is_zero:
             if abs(float(exponent) * math.log10(abs(float(base)))) > MAX_DIGITS:
                 raise self.at(node, f"a number of more than {MAX_DIGITS} digits", "rescale")
-        return cast(sp.Expr, base**exponent)
+        result = cast(sp.Expr, base**exponent)
+        if isinstance(result, sp.Pow) and result.exp.is_number and not abs(float(result.exp)) <= MAX_EXPONENT:
+            raise self.at(node, f"the exponent {result.exp} is larger than {MAX_EXPONENT}", "use a smaller exponent")
+        return result

@@ -296,17 +296,27 @@ class EnergyGraph:
         result["domain"] = node.domain.declaration()
         if node.term != self.energy.node:
             result["term"] = write(node.term)
-        changed = {k: s.declaration() for k, s in node.parameters.items() if s != self.energy.parameters.get(k)}
+        changed = self._changed(node.parameters)
         return result | ({"parameters": changed} if changed else {})
 
     def _edge_declaration(self, edge: Edge) -> dict[str, Any]:
         body: dict[str, Any] = {"via": edge.connection.declaration(), "name": edge.name}
         if edge.term != self.energy.coupling:
             body["term"] = write(edge.term)
-        changed = {k: s.declaration() for k, s in edge.parameters.items() if s != self.energy.parameters.get(k)}
+        changed = self._changed(edge.parameters)
         if changed:
             body["parameters"] = changed
         return {f"{edge.pre} -> {edge.post}": body}
+
+    def _changed(self, parameters: Mapping[str, ParameterSpec]) -> dict[str, Any]:
+        """The parameters that differ from those of the graph's energy; a constraint that was lifted is named."""
+        changed: dict[str, Any] = {}
+        for key, spec in parameters.items():
+            base = self.energy.parameters.get(key)
+            if spec != base:
+                lifted = base is not None and base.constraint is not None and spec.constraint is None
+                changed[key] = spec.declaration() | ({"constraint": "real"} if lifted else {})
+        return changed
 
     @property
     def digest(self) -> str:

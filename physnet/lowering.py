@@ -171,12 +171,12 @@ def _plan_node(graph: EnergyGraph, node: Node, edges: dict[str, EdgePlan]) -> No
         name for name, plan in edges.items() if plan.separated is None and node.name in (plan.edge.pre, plan.edge.post)
     )
     cost = _node_cost(graph.costs, node.name)
-    bounded = node.domain.bounded
+    bounded, has_edges = node.domain.bounded, node.domain.edges
     if mixed:
         solver: Solver = GradientOnly(f"the coupling of '{mixed[0]}' doesn't separate")
         return NodePlan(node, cost, fields, solver, solver, mixed)
-    free = classify(conditional(node.term, sp.Integer(0), fields), bounded)
-    nudged = free if cost == 0 else classify(conditional(node.term, cost, fields), bounded)
+    free = classify(conditional(node.term, sp.Integer(0), fields), bounded, has_edges)
+    nudged = free if cost == 0 else classify(conditional(node.term, cost, fields), bounded, has_edges)
     return NodePlan(node, cost, fields, free, nudged, mixed)
 
 

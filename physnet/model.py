@@ -39,10 +39,7 @@ class EnergyModel(nn.Module):
         super().__init__()
         self.plan, self.graph = plan, plan.graph
         self.source = generate(plan)
-        self.functions = load(plan, self.source)
-        self._encoders: dict[str, list[Callable[[Tensor], Tensor]]] = {
-            node.name: [elementwise(code) for code in node.encode] for node in self.graph.nodes()
-        }
+        self._load()
         self._verified: dict[str, tuple[int, int]] = {}  # what check_constraints has seen: address and version
         for name, (spec, shape, fans) in self.graph.tensors().items():
             owner, key = name.split(".")
@@ -51,6 +48,21 @@ class EnergyModel(nn.Module):
             holder = self._modules.setdefault(owner, _Holder())
             assert holder is not None
             holder._parameters[key] = nn.Parameter(value, requires_grad=not spec.frozen)
+
+    def _load(self) -> None:
+        self.functions = load(self.plan, self.source)
+        self._encoders: dict[str, list[Callable[[Tensor], Tensor]]] = {
+            node.name: [elementwise(code) for code in node.encode] for node in self.graph.nodes()
+        }
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles carry the source, not the functions made of it."""
+        return {key: value for key, value in self.__dict__.items() if key not in ("functions", "_encoders", "_verified")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._verified = {}
+        self._load()
 
     @property
     def tensors(self) -> dict[str, nn.Parameter]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import sympy as sp
 
-from physnet.domains import Interval, parse_domain
+from physnet.domains import REAL, Interval, parse_domain
 from physnet.errors import DeclarationError, Fault
 from physnet.expressions import names, parse
 
@@ -102,7 +102,11 @@ class ParameterSpec:
         if "constraint" in known:
             known["constraint"] = parse_constraint(known["constraint"])
         constants = {key: value for key, value in changes.items() if key not in known and key != "on"}
-        return replace(self, constants={**self.constants, **constants}, **known)
+        inherited = dict(self.constants)
+        if "init" in known:
+            known["init"] = str(known["init"])
+            inherited = {key: value for key, value in inherited.items() if key in known["init"]}
+        return replace(self, constants={**inherited, **constants}, **known)
 
     def draw(self, shape: tuple[int, ...], fans: tuple[int, int], generator: torch.Generator) -> Tensor:
         """An initial value, in float64 on the CPU, projected to the constraint.
@@ -196,4 +200,4 @@ def parse_constraint(declared: object) -> Interval | None:
         raise DeclarationError(
             Fault(f"a parameter can't be constrained to {declared!r}", "use an interval", ("constraint",))
         )
-    return domain
+    return None if domain == REAL else domain

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from physnet.domains import Domain
 from physnet.errors import RelaxationError
 from physnet.separation import GradientOnly
 
@@ -103,11 +104,12 @@ class Problem:
         """The nearest state inside the domains."""
         return {name: self.domain(name).project(value) for name, value in state.items()}
 
-    def domain(self, node: str):
-        return self.model.graph.node(node).domain
+    def domain(self, node: str) -> Domain:
+        """Where the states of a free node live."""
+        return self.model.plan.nodes[node].node.domain
 
     def _shape(self, node: str) -> tuple[int, ...]:
-        return self.model.graph.node(node).shape
+        return self.model.plan.nodes[node].node.shape
 
     # ---------------------------------------------------------------- the energy and what follows from it
 

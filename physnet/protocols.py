@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
-
-import torch
+from typing import TYPE_CHECKING
 
 from physnet.errors import DeclarationError, Fault
+
+if TYPE_CHECKING:
+    import torch
 
 Phase = tuple[float, float]
 
@@ -36,6 +38,8 @@ class Protocol:
         """The nudges beta_k and coefficients c_k of one batch."""
         index = 0
         if len(self.alternatives) > 1:
+            import torch
+
             index = int(torch.randint(len(self.alternatives), (1,), generator=generator))
         chosen = self.alternatives[index]
         return [multiple * beta for multiple, _ in chosen], [coefficient / beta for _, coefficient in chosen]

@@ -30,8 +30,8 @@ INITIAL = ("zero", "forward", "random", "previous")
 
 # Tolerances on the relative residual. A nudged phase is judged by its displacement from the free state, which shrinks with
 # beta, so that the same number serves every beta.
-_FREE = {torch.float32: 1e-5, torch.float64: 1e-10}
-_NUDGED = {torch.float32: 1e-3, torch.float64: 1e-8}
+_FREE = {torch.float32: 2e-4, torch.float64: 1e-10}
+_NUDGED = {torch.float32: 1e-2, torch.float64: 1e-8}
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Relaxation:
 
     Arguments:
         integrator: a name from `integrators()`, or `auto`.
-        tolerance: bound on the relative residual of every sample; `None` takes 1e-5 (free) and 1e-3 (nudged) in float32,
+        tolerance: bound on the relative residual of every sample; `None` takes 2e-4 (free) and 1e-2 (nudged) in float32,
             1e-10 and 1e-8 in float64.
         max_sweeps: where to give up; for `flow`, evaluations of the force.
         initial: where the free phase starts: `zero`, `forward` (one sweep from zero in the order of the signal), `random`,
@@ -97,8 +97,8 @@ class Equilibrium:
 class StoppingRule:
     """When a sample has arrived.
 
-    The residual of a row is  max over nodes of  max|step| / scale,  where scale is the size of the state, or of its
-    displacement from the reference in a nudged phase. Steps below the resolution of the dtype count as zero.
+    The residual of a row is  max over nodes of  |step| / scale,  in Euclidean norms, where scale is the norm of the state,
+    or of its displacement from the reference in a nudged phase. Steps below the resolution of the dtype count as zero.
 
     Arguments:
         problem: gives the domains.
@@ -111,27 +111,30 @@ class StoppingRule:
         self.problem, self.tolerance, self.max_sweeps, self.reference = problem, tolerance, max_sweeps, reference
         self.resolution = 4 * torch.finfo(problem.like.dtype).eps
         self.tiny = torch.finfo(problem.like.dtype).tiny
+        self._floors = {
+            node: _norm(problem.domain(node).magnitude(value)) * self.resolution
+            for node, value in (reference or {}).items()
+        }
 
     def relative(self, node: str, old: Tensor, new: Tensor) -> Float[Tensor, " rows"]:
-        """The relative size of the step of one node, per row."""
+        """The relative size of the step of one node, per row; negative if it is below the resolution."""
         domain = self.problem.domain(node)
-        step = _largest(domain.difference(new, old).abs())
-        size = _largest(domain.magnitude(new))
-        scale = size if self.reference is None else _largest(domain.difference(new, self.reference[node]).abs())
-        return (step - self.resolution * size).clamp_min_(0) / (scale + self.tiny)
+        step = _norm(domain.difference(new, old))
+        if self.reference is None:
+            return step / (_norm(domain.magnitude(new)) + self.tiny) - self.resolution
+        displacement = _norm(domain.difference(new, self.reference[node]))
+        return (step - self._floors[node]) / (displacement + self.tiny)
 
     def residual(self, state: Mapping[str, Tensor]) -> Float[Tensor, " rows"]:
         """The residual of a state, whichever way it was reached."""
-        worst = None
+        worst = torch.zeros(self.problem.rows, dtype=self.problem.like.dtype, device=self.problem.like.device)
         for node, step in self.problem.step(state).items():
-            here = self.relative(node, state[node], state[node] + step)
-            worst = here if worst is None else torch.maximum(worst, here)
-        assert worst is not None
+            worst = torch.maximum(worst, self.relative(node, state[node], state[node] + step))
         return worst
 
 
-def _largest(values: Tensor) -> Tensor:
-    return values.flatten(1).amax(1)
+def _norm(values: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(values if values.dim() == 2 else values.flatten(1), dim=1)
 
 
 class Integrator(ABC):
@@ -166,6 +169,38 @@ def integrators() -> dict[str, type[Integrator]]:
     return _REGISTRY
 
 
+def find_integrator(name: str) -> type[Integrator]:
+    """The integrator of that name.
+
+    Raises:
+        DeclarationError: if there is none.
+    """
+    known = integrators()
+    if name not in known:
+        raise DeclarationError(
+            Fault(f"unknown integrator '{name}'", f"use auto, {', '.join(known)}", ("integrator",), value=name)
+        )
+    return known[name]
+
+
+def make_integrator(name: str, options: Mapping[str, Any]) -> Integrator | None:
+    """An integrator with its options, checked; `auto` has none of its own to check and gives `None`."""
+    if name == "auto":
+        if options:
+            raise DeclarationError(
+                Fault("options need an integrator to belong to", "name one, such as integrator: flow", ("options",))
+            )
+        return None
+    return _construct(find_integrator(name), options)
+
+
+def _construct(kind: type[Integrator], options: Mapping[str, Any]) -> Integrator:
+    try:
+        return kind(**options)
+    except TypeError as problem:
+        raise DeclarationError(Fault(f"integrator '{kind.name}': {problem}", "see its documentation", ("options",))) from None
+
+
 def choose(problem: Problem, name: str = "auto") -> tuple[type[Integrator], str]:
     """The integrator for a problem and why.
 
@@ -173,18 +208,14 @@ def choose(problem: Problem, name: str = "auto") -> tuple[type[Integrator], str]
         DeclarationError: if there is none of that name.
         RelaxationError: if it refuses the problem.
     """
-    known = integrators()
     if name != "auto":
-        if name not in known:
-            raise DeclarationError(
-                Fault(f"unknown integrator '{name}'", f"use auto, {', '.join(known)}", ("integrator",), value=name)
-            )
-        refusal = known[name].refusal(problem)
+        kind = find_integrator(name)
+        refusal = kind.refusal(problem)
         if refusal is not None:
             raise RelaxationError(f"integrator '{name}' can't relax this energy: {refusal}")
-        return known[name], "asked for"
+        return kind, "asked for"
     refusals: list[str] = []
-    for kind in known.values():
+    for kind in integrators().values():
         refusal = kind.refusal(problem)
         if refusal is None:
             return kind, "; ".join([*refusals, f"{kind.name}: {kind.idea}"])
@@ -256,12 +287,7 @@ def run(
         RelaxationError: for states that aren't finite, and what integrators raise.
     """
     kind, reason = choose(problem, settings.integrator)
-    try:
-        chosen = kind(**settings.options)
-    except TypeError as problem_with_options:
-        raise DeclarationError(
-            Fault(f"integrator '{kind.name}': {problem_with_options}", "see its documentation", ("options",))
-        ) from None
+    chosen = _construct(kind, settings.options)
     dtype = problem.like.dtype
     default = (_FREE if reference is None else _NUDGED).get(dtype, 1e-3)
     rule = StoppingRule(problem, settings.tolerance or default, settings.max_sweeps, reference)

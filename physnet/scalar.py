@@ -42,7 +42,7 @@ def to_bound(drive: Tensor, x: Tensor, domain: Domain) -> Tensor:
 
 def minimise(
     energy: Callable[[Tensor], Tensor],
-    slopes: Callable[[Tensor], tuple[Tensor, Tensor]],
+    slopes: Callable[[Tensor], tuple[Tensor | float, Tensor | float]],
     start: Tensor,
     domain: Domain,
 ) -> Tensor:
@@ -53,7 +53,7 @@ def minimise(
 
     Arguments:
         energy: E(x), elementwise.
-        slopes: (E'(x), E''(x)), elementwise.
+        slopes: (E'(x), E''(x)), elementwise; numbers where they don't depend on x.
         start: where each unit is, [rows, *node].
         domain: confines x.
     """
@@ -63,7 +63,7 @@ def minimise(
     x, reach = start, torch.full_like(start, 0.5)
     tolerance = 4 * torch.finfo(start.dtype).eps
     for _ in range(MAX_ITERATIONS):
-        slope, curvature = slopes(x)
+        slope, curvature = (torch.as_tensor(value, dtype=x.dtype, device=x.device) for value in slopes(x))
         uphill = slope > 0
         a, b = torch.where(uphill, a, x), torch.where(uphill, x, b)
         newton = x - slope / torch.where(curvature > 0, curvature, 1.0)

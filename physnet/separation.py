@@ -179,12 +179,13 @@ class GradientOnly:
 Solver = Quadratic | Linear | Sinusoid | Scalar | GradientOnly
 
 
-def classify(conditional: sp.Expr, bounded: bool) -> Solver:
+def classify(conditional: sp.Expr, bounded: bool, edges: bool = False) -> Solver:
     """How to minimise a unit's energy given its fields.
 
     Arguments:
         conditional: an expression in `x`; fields and parameters are symbols.
         bounded: whether the domain of x is a bounded interval (then energies linear in x have minima).
+        edges: whether the domain has a boundary at all (then the best angle may lie beyond it).
     """
     polynomial = conditional.as_poly(X)
     if polynomial is not None and polynomial.degree() <= 2:
@@ -198,7 +199,7 @@ def classify(conditional: sp.Expr, bounded: bool) -> Solver:
             return Quadratic(curvature, drive)
         if not bounded:
             return GradientOnly("the energy falls without bound: its curvature in x is negative")
-    sinusoid = _sinusoid(conditional)
+    sinusoid = None if bounded or edges else _sinusoid(conditional)
     if sinusoid is not None:
         return sinusoid
     slope = derivative(conditional, X)

@@ -39,8 +39,8 @@ class Source:
     def locate(self, fault: Fault) -> Fault:
         """The fault with its place in this file: the deepest key of its path that the file holds."""
         tree, position, exact = self.tree, (0, 0), True
-        for key in fault.path:
-            found = _position(tree, key)
+        for depth, key in enumerate(fault.path, 1):
+            found = _position(tree, key, fault.at_key and depth == len(fault.path))
             if found is None:
                 exact = False
                 break
@@ -59,10 +59,11 @@ class Source:
         return type(error)(fault if fault.place else self.locate(fault) for fault in error.faults)
 
 
-def _position(tree: Any, key: str | int) -> tuple[tuple[int, int], Any] | None:
+def _position(tree: Any, key: str | int, at_key: bool) -> tuple[tuple[int, int], Any] | None:
     if isinstance(tree, CommentedMap) and key in tree:
         child = tree[key]
-        where = tree.lc.value(key) if not isinstance(child, CommentedMap | CommentedSeq) else tree.lc.key(key)
+        whole = at_key or isinstance(child, CommentedMap | CommentedSeq)
+        where = tree.lc.key(key) if whole else tree.lc.value(key)
         return (where[0], where[1]), child
     if isinstance(tree, CommentedSeq) and isinstance(key, int) and key < len(tree):
         where = tree.lc.item(key)

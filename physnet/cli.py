@@ -1,0 +1,242 @@
+"""The command line: `physnet train | evaluate | explain | check | list`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from physnet.declaration import Experiment, load_experiment
+from physnet.errors import DeclarationError, PhysnetError
+
+if TYPE_CHECKING:
+    from physnet.training import Metrics, Trainer
+
+app = typer.Typer(
+    help="Declare a physical system by its energy; simulate it and train it by equilibrium propagation.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console(soft_wrap=False)
+
+File = Annotated[Path, typer.Argument(help="an experiment in YAML", show_default=False)]
+Set = Annotated[list[str] | None, typer.Option("--set", help="change a value, such as --set learn.beta=0.05")]
+
+
+def main() -> None:
+    """Entry point: user errors end with status 2 and a message, never with a traceback."""
+    try:
+        app()
+    except PhysnetError as error:
+        Console(stderr=True).print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+@app.command()
+def train(
+    file: File,
+    change: Set = None,
+    folder: Annotated[Path | None, typer.Option("--out", help="folder of the run; default: a new one in runs/")] = None,
+) -> None:
+    """Train a network; write metrics, parameters and pictures into a run folder."""
+    experiment = load_experiment(file, _changes(change))
+    from physnet.training import Trainer, new_folder
+
+    folder = folder or new_folder(experiment)
+    if (folder / "metrics.jsonl").exists():
+        raise DeclarationError(f"{folder} holds a run already", "choose another folder with --out")
+    trainer = Trainer(experiment, folder)
+    console.print(_title(experiment, trainer))
+    history = _train_with_progress(trainer)
+    _draw(trainer, history, folder)
+
+
+@app.command()
+def evaluate(folder: Annotated[Path, typer.Argument(help="the folder of a run", show_default=False)]) -> None:
+    """Test a trained network on the test set of its run."""
+    from physnet.training import evaluate as run_evaluation
+    from physnet.training import load_run
+
+    trainer = load_run(folder)
+    cost, error = run_evaluation(trainer.engine, trainer.test)
+    console.print(f"test cost  {cost:.5f}")
+    if error is not None:
+        console.print(f"test error {error:.2f} %   (accuracy {100 - error:.2f} %)")
+
+
+@app.command()
+def explain(
+    file: File, change: Set = None, latex: Annotated[bool, typer.Option("--latex", help="as LaTeX")] = False
+) -> None:
+    """Show what is derived from an energy: forces, exact updates, learning rules, and the integrator with its reason."""
+    experiment = load_experiment(file, _changes(change))
+    from physnet.explain import explain as make_explanation
+    from physnet.model import compile_energy
+
+    explanation = make_explanation(compile_energy(experiment.graph))
+    print(explanation.latex if latex else explanation.text)
+
+
+@app.command()
+def check(
+    file: File,
+    change: Set = None,
+    samples: Annotated[int, typer.Option(min=1, help="training samples to use")] = 8,
+) -> None:
+    """Compare every protocol's gradient with the implicit one, per parameter, at beta and at beta/2."""
+    experiment = load_experiment(file, _changes([*(change or []), "train.dtype=float64"]))
+    from physnet.checking import check_gradients
+    from physnet.training import Trainer, relaxation_settings
+
+    trainer = Trainer(experiment)
+    batch = {name: value[:samples] for name, value in trainer.train.items()}
+    beta = experiment.learn.beta
+    table = Table(title=f"gradient against the implicit one, beta = {beta:g}, {samples} samples, float64")
+    for column in ("protocol", "tensor", "cosine", "relative error", "falls, beta/2"):
+        table.add_column(column, justify="left" if column in ("protocol", "tensor") else "right")
+    previous = ""
+    for row in check_gradients(trainer.model, batch, beta, relaxation=relaxation_settings(experiment.relax)):
+        first = row.protocol if row.protocol != previous else ""
+        if first and previous:
+            table.add_section()
+        previous = row.protocol
+        table.add_row(first, row.tensor, f"{row.cosine:.6f}", f"{row.error:.2e}", f"{row.fall:.2f} x")
+    console.print(table)
+
+
+@app.command("list")
+def list_everything() -> None:
+    """List energies, connections, domains, integrators, protocols and data sets."""
+    from physnet.connections import CONNECTIONS
+    from physnet.data import DATA
+    from physnet.domains import NAMED
+    from physnet.energy import catalogue, load_energy
+    from physnet.expressions import FUNCTIONS
+    from physnet.protocols import PROTOCOLS
+    from physnet.relaxation import integrators
+
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    for name in catalogue():
+        table.add_row("energy", name, load_energy(name).title)
+    for name, connection in CONNECTIONS.items():
+        table.add_row("connection", name, _first_line(connection))
+    table.add_row("domain", ", ".join(NAMED), r"also boxes \[lo, hi] and lists of parts")
+    for name, kind in integrators().items():
+        table.add_row("integrator", name, kind.idea)
+    for name, protocol in PROTOCOLS.items():
+        table.add_row("protocol", name, f"error of order {protocol.bias}")
+    table.add_row("protocol", "implicit", "the exact gradient, for reference")
+    for name, data in DATA.items():
+        table.add_row("data", name, _first_line(data))
+    table.add_row("function", ", ".join(FUNCTIONS), "")
+    console.print(table)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of experiment files, for editors."""
+    import json
+
+    from physnet.declaration import json_schema
+
+    print(json.dumps(json_schema(), indent=2))
+
+
+def _first_line(thing: Any) -> str:
+    return (thing.__doc__ or "").strip().splitlines()[0]
+
+
+def _changes(items: list[str] | None) -> dict[str, str]:
+    changes: dict[str, str] = {}
+    for item in items or []:
+        key, equals, value = item.partition("=")
+        if not equals or not key.strip():
+            raise DeclarationError(f"--set {item}: expected KEY=VALUE", "such as --set train.epochs=3")
+        changes[key.strip()] = value
+    return changes
+
+
+def _title(experiment: Experiment, trainer: Trainer) -> str:
+    parameters = sum(value.numel() for value in trainer.model.parameters())
+    learn = experiment.learn
+    return (
+        f"[bold]{experiment.graph.name or experiment.source.name}[/]  {parameters:,} parameters, "
+        f"{learn.protocol} beta = {learn.beta:g}, {trainer.data.name}, {trainer.accelerator.device}, "
+        f"seed {experiment.train.seed}"
+    )
+
+
+_COLUMNS = {
+    "epoch": "epoch", "train_cost": "train cost", "train_error": "train error %", "test_cost": "test cost",
+    "test_error": "test error %", "sweeps": "sweeps", "nudged_sweeps": "nudged", "residual": "residual",
+    "unconverged": "missed %", "seconds": "s",
+}  # fmt: skip
+
+
+def _train_with_progress(trainer: Trainer) -> list[Metrics]:
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    history: list[Metrics] = []
+    epochs = trainer.experiment.train.epochs
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[status]}"), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("epoch 1", status="")
+
+        def on_step(number: int, batches: int, cost: float) -> None:
+            if number % 10 == 0 or number == batches:
+                last = trainer.engine.last
+                assert last is not None
+                status = f"cost {cost:.4f}  sweeps {last.free.sweeps.max()}  residual {last.free.residual.max():.1e}"
+                progress.update(task, total=batches, completed=number, status=status)
+
+        for metrics in trainer.epochs(on_step):
+            history.append(metrics)
+            progress.update(task, description=f"epoch {metrics.epoch + 1}", completed=0)
+            if not console.is_terminal and metrics.epoch in (1, epochs):
+                console.print(f"epoch {metrics.epoch}: test error {metrics.test_error} %")
+    console.print(_metrics_table(history))
+    return history
+
+
+def _metrics_table(history: list[Metrics]) -> Table:
+    table = Table(box=None, header_style="bold")
+    for title in _COLUMNS.values():
+        table.add_column(title, justify="right")
+    shown = history if len(history) <= 12 else [*history[:2], *history[4:-2:5], *history[-2:]]
+    for metrics in shown:
+        table.add_row(*(_cell(key, getattr(metrics, key)) for key in _COLUMNS))
+    return table
+
+
+def _cell(key: str, value: float | int | None) -> str:
+    if value is None:
+        return "-"
+    if key == "epoch":
+        return str(value)
+    if key == "residual":
+        return f"{value:.1e}"
+    return f"{value:.5f}" if key.endswith("cost") else f"{value:.2f}"
+
+
+def _draw(trainer: Trainer, history: list[Metrics], folder: Path) -> None:
+    from physnet.plots import learning_curve, relaxation_picture
+
+    last = history[-1]
+    batch = {name: value[:32] for name, value in trainer.test.items()}
+    curve = learning_curve(history, folder / "learning_curve.png")
+    picture = relaxation_picture(trainer.engine, batch, folder / "relaxation.png")
+    if last.test_error is not None:
+        seconds = sum(item.seconds for item in history)
+        console.print(f"[bold]test accuracy {100 - last.test_error:.2f} %[/] after {last.epoch} epochs, {seconds:.1f} s of training")
+    console.print(f"learning curve  {curve}\nrelaxation      {picture}\nrun             {folder}", highlight=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,379 @@
+"""Experiments in YAML: reading them into graphs and settings, and writing graphs back.
+
+The schema below says which keys there are; what the values mean is decided where it is used, and every fault is carried
+back to its line and column. Nothing here imports torch, so that errors come at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
+
+from physnet.energy import FORMAT, Energy, energy_from_mapping, load_energy
+from physnet.errors import DeclarationError, Fault, ShapeError
+from physnet.graph import EnergyGraph
+from physnet.protocols import find_protocol
+from physnet.sources import Source, dump_yaml, parse_source, read_source
+
+_ARROW = re.compile(r"\s*([A-Za-z]\w*)\s*->\s*([A-Za-z]\w*)\s*")
+
+
+def _any(**schema: Any) -> Any:
+    """A value that the graph checks itself; editors see this schema."""
+    return Annotated[Any, WithJsonSchema(schema)]
+
+
+_Expression = _any(type=["string", "number"], description="an expression, such as x**2/2 - b*x")
+_Shape = _any(anyOf=[{"type": "integer", "minimum": 1}, {"type": "array", "items": {"type": "integer", "minimum": 1}}])
+_Domain = _any(type=["string", "array", "object"], description="real, nonnegative, nonpositive, circle, [lo, hi], or parts")
+_Energy = _any(type=["string", "object"], description="an entry of the catalogue, or node, coupling, domain, parameters")
+_Edge = _any(type=["string", "object"], description="'a -> b', or {'a -> b': connection or {via, name, gain, ...}}")
+_Parameters = _any(type="object", description="changes to declared parameters, or new ones, by name")
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class NodeSchema(_Strict):
+    """A node: units that share a shape and an energy."""
+
+    shape: _Shape
+    role: Literal["input", "state", "output"] = "state"
+    domain: _Domain = None
+    encode: _any(type=["string", "array"], description="expressions in x, stacked along the first axis") = None
+    energy: _Energy = None
+    term: _Expression = None
+    parameters: _Parameters = None
+
+
+class CostSchema(_Strict):
+    """One cost: weight times the sum of a term over the units of a node."""
+
+    node: str
+    term: _Expression
+    target: str = "target"
+    weight: float = 1.0
+
+
+class RelaxSchema(_Strict):
+    """How a phase relaxes."""
+
+    integrator: str = "auto"
+    tolerance: float | None = Field(None, gt=0)
+    max_sweeps: int = Field(1000, ge=1)
+    initial: Literal["zero", "forward", "random", "previous"] = "zero"
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class LearnSchema(_Strict):
+    """How gradients are estimated."""
+
+    protocol: str = "centered"
+    beta: float = Field(0.1, gt=0, allow_inf_nan=False)
+    nudged: RelaxSchema | None = None
+
+
+class TrainSchema(_Strict):
+    """How the network is trained, and on what."""
+
+    data: _any(type=["string", "object"], description="a data set, or {name: {options}}") = "digits"
+    epochs: int = Field(10, ge=1)
+    batch: int = Field(64, ge=1)
+    optimizer: _any(type=["string", "object"], description="a torch optimizer, or {name: {options}}") = "sgd"
+    scheduler: _any(type=["string", "object"], description="a torch scheduler, or {name: {options}}") = None
+    rates: dict[str, float] = Field(default_factory=dict, description="learning rates of single tensors, by name")
+    seed: int = Field(0, ge=0)
+    dtype: Literal["float32", "float64"] = "float32"
+    device: str = "auto"
+    threads: int | None = Field(None, ge=1)
+
+
+class ExperimentSchema(_Strict):
+    """A whole experiment: a network, how it learns, and what it is trained on."""
+
+    physnet: int = Field(FORMAT, description="version of the format")
+    name: str = ""
+    energy: _Energy = None
+    nodes: dict[str, NodeSchema]
+    edges: list[_Edge] = Field(default_factory=list)
+    cost: _Expression = None
+    costs: list[CostSchema] = Field(default_factory=list)
+    relax: RelaxSchema = Field(default_factory=lambda: RelaxSchema())
+    learn: LearnSchema = Field(default_factory=lambda: LearnSchema())
+    train: TrainSchema = Field(default_factory=lambda: TrainSchema())
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A declared experiment.
+
+    Arguments:
+        graph: the network.
+        relax, learn, train: settings, with defaults filled in.
+        source: the file, for the places of later errors.
+    """
+
+    graph: EnergyGraph
+    relax: RelaxSchema
+    learn: LearnSchema
+    train: TrainSchema
+    source: Source = field(repr=False)
+
+    def resolved(self) -> dict[str, Any]:
+        """Everything that a run depends on, as plain data that can be read back."""
+        return self.graph.declaration() | {
+            "relax": self.relax.model_dump(),
+            "learn": self.learn.model_dump(exclude_none=True),
+            "train": self.train.model_dump(exclude_none=True),
+        }
+
+    def fault(self, message: str, fix: str, *path: str | int) -> DeclarationError:
+        """An error that points into the file."""
+        return DeclarationError(self.source.locate(Fault(message, fix, path)))
+
+
+def load_experiment(path: str | Path, changes: Mapping[str, str] | None = None) -> Experiment:
+    """Read and check an experiment.
+
+    Arguments:
+        path: the file.
+        changes: values to change, by dotted key such as `train.epochs`, written as YAML.
+
+    Raises:
+        DeclarationError: with everything that is wrong, each fault with file, line, caret and fix.
+    """
+    source = read_source(path)
+    for key, value in (changes or {}).items():
+        _change(source.data, key, parse_source(value, f"--set {key}").data)
+    return _build(source)
+
+
+def _change(data: Any, key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for parent in parents:
+        if not isinstance(data, dict):
+            break
+        data = data.setdefault(parent, {})
+    if not isinstance(data, dict):
+        raise DeclarationError(f"--set {key}: there is no such key", "name keys as in the file, such as learn.beta")
+    data[last] = value
+
+
+def parse_experiment(text: str, name: str = "<text>") -> Experiment:
+    """Read and check an experiment from YAML text."""
+    return _build(parse_source(text, name))
+
+
+def graph_from_yaml(text: str) -> EnergyGraph:
+    """The graph that YAML text declares; other sections are checked and left out."""
+    return parse_experiment(text).graph
+
+
+def graph_to_yaml(graph: EnergyGraph) -> str:
+    """The graph as YAML with everything resolved: `graph_from_yaml` gives an equal graph."""
+    return dump_yaml(graph.declaration())
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of experiment files, for editors."""
+    return ExperimentSchema.model_json_schema() | {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+
+
+# --------------------------------------------------------------------------- building
+
+
+def _build(source: Source) -> Experiment:
+    try:
+        schema = _read_schema(source.data)
+        graph = _Builder(schema).build()
+        try:
+            find_protocol(schema.learn.protocol if schema.learn.protocol != "implicit" else "centered")
+        except DeclarationError as error:
+            raise error.under("learn") from None
+    except DeclarationError as error:
+        raise source.relocate(error) from None
+    return Experiment(graph, schema.relax, schema.learn, schema.train, source)
+
+
+def _read_schema(data: Any) -> ExperimentSchema:
+    if not isinstance(data, Mapping):
+        raise DeclarationError("an experiment is a mapping with the keys nodes, edges, …", "see the examples")
+    if data.get("physnet", FORMAT) != FORMAT:
+        raise DeclarationError(
+            Fault(f"format version {data['physnet']!r} is not supported", f"this version reads format {FORMAT}", ("physnet",))
+        )
+    try:
+        return ExperimentSchema.model_validate(data)
+    except ValidationError as error:
+        raise DeclarationError(_translate(item) for item in error.errors()) from None
+
+
+def _translate(error: Any) -> Fault:
+    """A pydantic error in the words of the format."""
+    path = tuple(error["loc"])
+    kind, key = error["type"], str(path[-1]) if path else ""
+    if kind == "extra_forbidden":
+        known = _keys_at(path[:-1])
+        close = difflib.get_close_matches(key, known, 1)
+        return Fault(f"unknown key '{key}'", f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}", path, at_key=True)
+    if kind == "missing":
+        return Fault(f"the key '{key}' is missing", f"add {key}:", path[:-1])
+    return Fault(f"{error['msg'][0].lower()}{error['msg'][1:]}, found {error['input']!r}", "", path)
+
+
+def _keys_at(path: tuple[str | int, ...]) -> list[str]:
+    """The keys that the schema knows at a path."""
+    schema: Any = ExperimentSchema
+    for key in path:
+        if isinstance(schema, type) and issubclass(schema, BaseModel):
+            if key not in schema.model_fields:
+                continue
+            annotation = schema.model_fields[str(key)].annotation
+            inner = [a for a in getattr(annotation, "__args__", ()) if isinstance(a, type) and issubclass(a, BaseModel)]
+            schema = inner[0] if inner else annotation
+    return list(schema.model_fields) if isinstance(schema, type) and issubclass(schema, BaseModel) else []
+
+
+class _Builder:
+    """Builds a graph and collects every fault on the way."""
+
+    def __init__(self, schema: ExperimentSchema) -> None:
+        self.schema, self.faults = schema, list[Fault]()
+        self.only_shapes = True
+        self.missing: set[str] = set()
+        self.edge_paths: dict[str, tuple[str | int, ...]] = {}
+
+    def build(self) -> EnergyGraph:
+        energy = self.attempt(lambda: self.energy(self.schema.energy, "energy"))
+        if self.faults:
+            raise DeclarationError(self.faults)
+        self.graph = EnergyGraph(energy, self.schema.name)
+        for name, node in self.schema.nodes.items():
+            before = len(self.faults)
+            self.attempt(lambda name=name, node=node: self.node(name, node))
+            if len(self.faults) > before:
+                self.missing.add(name)
+        for index, item in enumerate(self.schema.edges):
+            self.attempt(lambda index=index, item=item: self.edge(index, item))
+        self.costs()
+        if not self.faults:
+            self.attempt(self.graph.validate)
+        if self.faults:
+            raise (ShapeError if self.only_shapes else DeclarationError)(self.faults)
+        return self.graph
+
+    def attempt(self, action: Any) -> Any:
+        try:
+            return action()
+        except DeclarationError as error:
+            self.faults.extend(map(self.in_file, error.faults))
+            self.only_shapes = self.only_shapes and isinstance(error, ShapeError)
+            return None
+
+    def in_file(self, fault: Fault) -> Fault:
+        """Graphs name edges by their ends and costs by their node; files number them."""
+        match fault.path:
+            case ("edges", str(ends), *rest) if ends in self.edge_paths:
+                return replace(fault, path=(*self.edge_paths[ends], *rest))
+        return fault
+
+    def energy(self, declared: Any, *path: str) -> Energy:
+        try:
+            if declared is None:
+                return Energy()
+            if isinstance(declared, str):
+                return load_energy(declared)
+            if isinstance(declared, Mapping):
+                return energy_from_mapping(declared)
+            raise DeclarationError(f"expected a name or a mapping, found {declared!r}", "such as energy: hopfield")
+        except DeclarationError as error:
+            raise error.under(*path) from None
+
+    def node(self, name: str, node: NodeSchema) -> None:
+        given = {key: getattr(node, key) for key in node.model_fields_set - {"shape", "role"}}
+        path = ("nodes", name)
+        if "energy" in given:
+            given["energy"] = self.energy(given["energy"], *path, "energy")
+        if node.role == "input":
+            for key in sorted(set(given) - {"encode"}):
+                raise DeclarationError(Fault(f"an input is clamped and has no {key}", "remove it", (*path, key)))
+            self.graph.input(name, node.shape, **given)
+            return
+        if "encode" in given:
+            raise DeclarationError(Fault("only inputs are encoded", "remove it", (*path, "encode")))
+        add = self.graph.output if node.role == "output" else self.graph.state
+        add(name, node.shape, **given)
+
+    def edge(self, index: int, item: Any) -> None:
+        where: tuple[str | int, ...] = ("edges", index)
+        if isinstance(item, str):
+            key, body = item, {}
+        elif isinstance(item, Mapping) and len(item) == 1:
+            ((key, body),) = item.items()
+            where = (*where, key)
+        else:
+            raise DeclarationError(Fault("an edge is written as 'a -> b: connection'", "- image -> hidden: dense", where))
+        ends = _ARROW.fullmatch(key)
+        if ends is None:
+            raise DeclarationError(Fault(f"'{key}' is not an edge", "write: node -> node", where))
+        pre, post = ends.groups()
+        self.edge_paths[f"{pre} -> {post}"] = where
+        if {pre, post} & self.missing:
+            return
+        if isinstance(body, str) or body is None:
+            body = {"via": body or "dense"}
+        if not isinstance(body, Mapping):
+            raise DeclarationError(Fault("expected a connection or a mapping", "such as {via: dense, gain: 0.7}", where))
+        self.couple(pre, post, dict(body), where)
+
+    def couple(self, pre: str, post: str, body: dict[str, Any], where: tuple[str | int, ...]) -> None:
+        energy = self.energy(body.pop("energy"), f"edges {pre} -> {post}") if "energy" in body else None
+        parameters = body.pop("parameters", {}) or {}
+        if not isinstance(parameters, Mapping):
+            raise DeclarationError(Fault("expected a mapping of parameters", "w: {init: zeros}", (*where, "parameters")))
+        parameters = {key: dict(value) if isinstance(value, Mapping) else value for key, value in parameters.items()}
+        known = {key: body.pop(key) for key in ("term", "name") if key in body}
+        via = body.pop("via", "dense")
+        for key, value in body.items():  # constants of initialisers, such as gain
+            owners = [s.name for s in (energy or self.graph.energy).parameters.values() if key in s.constants and s.on == "edge"]
+            if not owners:
+                options = ["via", "name", "energy", "term", "parameters"]
+                options += [c for s in self.graph.energy.parameters.values() if s.on == "edge" for c in s.constants]
+                close = difflib.get_close_matches(key, options, 1)
+                hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(options)}"
+                raise DeclarationError(Fault(f"unknown key '{key}' of an edge", hint, (*where, key), at_key=True))
+            for owner in owners:
+                parameters[owner] = {key: value, **parameters.get(owner, {})}
+        self.graph.couple(pre, post, via, energy=energy, parameters=parameters, **known)
+
+    def costs(self) -> None:
+        outputs = [name for name, node in self.schema.nodes.items() if node.role == "output"]
+        costs: list[tuple[tuple[str | int, ...], CostSchema]] = [
+            (("costs", index, "term"), cost) for index, cost in enumerate(self.schema.costs)
+        ]
+        if self.schema.cost is not None and len(outputs) == 1:
+            costs.append((("cost",), CostSchema(node=outputs[0], term=self.schema.cost)))
+        elif self.schema.cost is not None:
+            self.attempt(lambda: self.refuse_single_cost(len(outputs)))
+        for path, cost in costs:
+            if cost.node not in self.missing:
+                self.attempt(lambda path=path, cost=cost: self.cost(path, cost))
+
+    @staticmethod
+    def refuse_single_cost(count: int) -> None:
+        raise DeclarationError(
+            Fault(f"cost needs exactly one output node, found {count}", "write costs: [{node, term}]", ("cost",))
+        )
+
+    def cost(self, path: tuple[str | int, ...], cost: CostSchema) -> None:
+        try:
+            self.graph.cost(cost.node, cost.term, target=cost.target, weight=cost.weight)
+        except DeclarationError as error:
+            raise DeclarationError(replace(fault, path=path) for fault in error.faults) from None

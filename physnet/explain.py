@@ -1,0 +1,260 @@
+"""What the compiler made of a declaration, for people: `print(explain(model))`.
+
+For every free node its energy, force and exact update; for every parameter its local learning rule
+
+    dL/dtheta = sum_k c_k dF/dtheta(s_k)
+
+All of it is read off the plan; nothing is written for one substrate.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
+
+import sympy as sp
+import torch
+
+from physnet.connections import Identity
+from physnet.domains import Domain, Interval, Partition
+from physnet.explanation import Case, Explanation, NodeEntry, ParameterEntry, Sum, Update
+from physnet.expressions import clip, derivative, symbol
+from physnet.graph import Edge, EnergyGraph, Node
+from physnet.lowering import BETA, NodePlan, parameter_slope, target_symbol
+from physnet.model import EnergyModel
+from physnet.protocols import Protocol, find_protocol
+from physnet.relaxation import choose
+from physnet.separation import POST, PRE, GradientOnly, Linear, Quadratic, Scalar, Sinusoid, Solver, X
+
+Names = dict[sp.Basic, sp.Basic]
+
+
+def explain(
+    model: EnergyModel, protocol: str | Protocol = "centered", beta: float | None = None, integrator: str = "auto"
+) -> Explanation:
+    """Show what follows from a declared energy.
+
+    Arguments:
+        model: the compiled energy.
+        protocol: whose learning rules to show.
+        beta: the nudge, if it is known.
+        integrator: the one asked for.
+    """
+    plan, graph = model.plan, model.graph
+    blocks = {"free phase": plan.blocks} | ({"nudged phase": plan.nudged_blocks} if graph.costs else {})
+    named, title = graph.name or graph.energy.name, graph.energy.title
+    return Explanation(
+        title=": ".join(part for part in (named, title) if part) or "a network without a name",
+        integrators=_merged(_integrators(model, integrator), "every phase"),
+        blocks=_merged(blocks, "every phase"),
+        nodes=tuple(_node(graph, node) for node in plan.nodes.values()),
+        parameters=tuple(_parameter(model, name) for name in graph.tensors()),
+        protocol=find_protocol(protocol),
+        beta=beta,
+        warnings=plan.warnings,
+    )
+
+
+def _merged(phases: dict[str, Any], every: str) -> dict[str, Any]:
+    """One entry for all phases where they agree."""
+    first, *others = phases.values()
+    return {every: first} if all(first == other for other in others) else phases
+
+
+def _integrators(model: EnergyModel, name: str) -> dict[str, str]:
+    """What is chosen for each phase and why, asked with a batch of one blank sample."""
+    blank = {name: torch.zeros(1, *node.data_shape) for name, node in model.inputs.items()}
+    with torch.no_grad():
+        problem = model.problem(rows=1, **blank)
+        problems = {"free phase": problem}
+        if model.targets:
+            targets = {name: torch.zeros(1, *node.shape) for name, node in model.targets.items()}
+            problems["nudged phase"] = problem.nudged(targets, [0.0])
+    chosen = {phase: choose(asked, name) for phase, asked in problems.items()}
+    return {
+        phase: f"{kind.name}, {'since ' * (reason != 'asked for')}{reason.replace(f'{kind.name}: ', '')}"
+        for phase, (kind, reason) in chosen.items()
+    }
+
+
+# --------------------------------------------------------------------------- nodes
+
+
+def _node(graph: EnergyGraph, plan: NodePlan) -> NodeEntry:
+    node = plan.node
+    table, fields = _fields(graph, plan)
+    energy, force = plan.conditional, -derivative(plan.conditional, X)
+    for number, name in enumerate(plan.mixed, 1):
+        pairs, pull = (_fresh(f"{word}{number}", node) for word in ("pairs", "pull"))
+        fields[pairs], fields[pull] = ((part,) for part in _broadcast(node, graph.edge(name)))
+        energy, force = energy + pairs, force + pull
+    phases = {"free": plan.free} | ({} if plan.cost == 0 else {"nudged": plan.nudged})
+    return NodeEntry(
+        name=node.name,
+        shape=node.shape,
+        domain=_where(node.domain),
+        energy=_renamed(energy, table),
+        force=_tidy(_renamed(force, table)),
+        fields=fields,
+        updates=_merged({phase: _update(solver, node, table) for phase, solver in phases.items()}, "every"),
+    )
+
+
+def _fields(graph: EnergyGraph, plan: NodePlan) -> tuple[Names, dict[sp.Symbol, tuple[Sum, ...]]]:
+    """Names for the internal symbols of a node, and what the fields among them stand for."""
+    table, fields = _nudge(graph, plan.node), {}
+    for number, field in enumerate(plan.fields, 1):
+        name = _fresh("h" if len(plan.fields) == 1 else f"h{number}", plan.node)
+        fields[name] = tuple(
+            _influence(graph.edge(source.edge), source.adjoint, source.kernel, source.function, source.neighbour)
+            for source in (*field.fixed, *field.live)
+        )
+        # only fixed + live ever occurs, so that one may stand for the whole and the other for nothing
+        table |= {field.fixed_symbol: name, field.live_symbol: sp.Integer(0)} if field.fixed else {field.live_symbol: name}
+    return table, fields
+
+
+def _fresh(name: str, node: Node) -> sp.Symbol:
+    """A symbol that no parameter of the node is called by."""
+    while name in node.parameters:
+        name = f"{name}_"
+    return symbol(name)
+
+
+def _nudge(graph: EnergyGraph, node: Node) -> Names:
+    """The nudge is called beta, and the target y if there is only one."""
+    targets = {cost.target for cost in graph.costs if cost.node == node.name}
+    names: Names = {target_symbol(name): _fresh("y" if len(targets) == 1 else f"y_{name}", node) for name in targets}
+    return names | {BETA: _fresh("beta", node)}
+
+
+def _influence(edge: Edge, adjoint: bool, kernel: sp.Expr, function: sp.Expr, neighbour: str) -> Sum:
+    """sum_j kernel_ij function(neighbour_j), as unit i sees it."""
+    index = "" if isinstance(edge.connection, Identity) else "j"
+    there = {X: sp.Symbol(f"{neighbour}[{index or 'i'}]")}
+    return Sum(index, _renamed(kernel, _pair(edge, adjoint)) * _renamed(function, there))
+
+
+def _pair(edge: Edge, adjoint: bool = False) -> Names:
+    """The parameters of an edge with the indices of a pair: post first, as the tensors are stored."""
+    index = "i" if isinstance(edge.connection, Identity) else ("j,i" if adjoint else "i,j")
+    return {
+        symbol(key): sp.Symbol(f"{edge.name}.{key}" + ("" if spec.shape == "scalar" else f"[{index}]"))
+        for key, spec in edge.parameters.items()
+    }
+
+
+def _broadcast(node: Node, edge: Edge) -> tuple[Sum, Sum]:
+    """The energy and the force of a coupling that doesn't separate."""
+    adjoint = edge.pre == node.name
+    own, other, neighbour = (PRE, POST, edge.post) if adjoint else (POST, PRE, edge.pre)
+    index = "" if isinstance(edge.connection, Identity) else "j"
+    table = {**_pair(edge, adjoint), own: X, other: sp.Symbol(f"{neighbour}[{index or 'i'}]")}
+    return Sum(index, _renamed(edge.term, table)), Sum(index, _renamed(-derivative(edge.term, own), table))
+
+
+def _update(solver: Solver, node: Node, table: Names) -> Update:
+    def named(expression: sp.Expr) -> sp.Expr:
+        return _tidy(_renamed(expression, table))
+
+    parts = list(_intervals(node.domain, node.shape))
+    match solver:
+        case Quadratic(curvature, drive):
+            state = cast(sp.Expr, named(drive) / named(curvature))
+            vanishes = curvature.free_symbols - {BETA} and not curvature.is_positive
+            note = "a unit without curvature stays at 0" if vanishes else ""
+            return Update("exact", tuple(Case(_confined(state, part), units) for units, part in parts), note)
+        case Linear(drive):
+            signs = {"hi": named(drive) > 0, "lo": named(drive) < 0}
+            cases = (
+                Case(_number(getattr(part, side)), units, sign) for units, part in parts for side, sign in signs.items()
+            )
+            return Update("exact", tuple(cases), "a unit without drive stays")
+        case Sinusoid(cosine, sine):
+            return Update("exact", (Case(cast(sp.Expr, sp.atan2(named(sine), named(cosine)))),))
+        case Scalar(slope=slope, curvature=curvature):
+            step = cast(sp.Expr, X - named(slope) / named(curvature))
+            return Update("Newton", (Case(step),), "repeated within a bracket and the domain, to the local minimum")
+        case GradientOnly(reason):
+            return Update("gradient", (), reason)
+
+
+def _intervals(domain: Domain, shape: tuple[int, ...]) -> Iterator[tuple[str, Interval]]:
+    """The intervals of a domain, with the units that live in each if there are several."""
+    if not isinstance(domain, Partition):
+        yield "", domain if isinstance(domain, Interval) else Interval()
+        return
+    first = 0
+    for (part, _), count in zip(domain.parts, domain.counts(shape[0]), strict=True):
+        yield f"units {first} to {first + count - 1}", part
+        first += count
+
+
+def _confined(state: sp.Expr, part: Interval) -> sp.Expr:
+    """The point of an interval that is nearest to a state."""
+    if part.bounded:
+        return cast(sp.Expr, clip(state, _number(part.lo), _number(part.hi)))
+    if not part.edges:
+        return state
+    return cast(sp.Expr, sp.Max(state, _number(part.lo)) if part.hi == math.inf else sp.Min(state, _number(part.hi)))
+
+
+def _number(value: float) -> sp.Expr:
+    return cast(sp.Expr, sp.nsimplify(value, rational=True))
+
+
+def _where(domain: Domain) -> str:
+    if isinstance(domain, Partition):
+        return " and ".join(_written(part) for part, _ in domain.parts)
+    return _written(domain) if isinstance(domain, Interval) else str(domain.declaration())
+
+
+def _written(part: Interval) -> str:
+    return f"[{part.lo:g}, {part.hi:g}]" if part.bounded else str(part.declaration())
+
+
+def _tidy(expression: sp.Expr) -> sp.Expr:
+    """The shortest of several ways to write an expression."""
+    ways = (expression, sp.factor_terms(expression), sp.expand(expression))
+    return cast(sp.Expr, min(ways, key=sp.count_ops))
+
+
+def _renamed(expression: sp.Expr, table: Mapping[Any, Any]) -> sp.Expr:
+    return cast(sp.Expr, expression.subs(dict(table), simultaneous=True))
+
+
+# --------------------------------------------------------------------------- parameters
+
+
+def _parameter(model: EnergyModel, name: str) -> ParameterEntry:
+    graph, plan = model.graph, model.plan
+    spec, shape, _ = graph.tensors()[name]
+    owner, key = name.split(".")
+    if owner in plan.nodes:
+        node = graph.node(owner)
+        slope = _renamed(parameter_slope(plan.nodes[owner], key), _nudge(graph, node))
+        table = _unit(node)
+        shared = "" if shape == node.shape else ("i" if spec.shape == "scalar" else "{i in c}")
+    else:
+        edge = graph.edge(owner)
+        slope = derivative(edge.term, symbol(key))
+        alike = isinstance(edge.connection, Identity)
+        table = _pair(edge) | {PRE: sp.Symbol(f"{edge.pre}[{'i' if alike else 'j'}]"), POST: sp.Symbol(f"{edge.post}[i]")}
+        shared = "" if spec.shape != "scalar" else ("i" if alike else "ij")
+    return ParameterEntry(
+        name=name,
+        shape=shape,
+        constraint="" if spec.constraint is None else _written(spec.constraint),
+        frozen=spec.frozen,
+        slope=_tidy(slope),
+        entry=cast(sp.Symbol, table[symbol(key)]),
+        local=Sum(shared, _renamed(_tidy(slope), table)),
+    )
+
+
+def _unit(node: Node) -> Names:
+    """The state and the parameters of unit i of a node; c is the channel of the unit."""
+    places = {"unit": "[i]", "channel": "[i]" if len(node.shape) == 1 else "[c]", "scalar": ""}
+    names: Names = {X: sp.Symbol(f"{node.name}[i]")}
+    return names | {symbol(key): sp.Symbol(f"{node.name}.{key}{places[s.shape]}") for key, s in node.parameters.items()}
