@@ -2,8 +2,9 @@
 
     s_B <- argmin over the domain of F(s_B, all else fixed),    block after block
 
-A block is a set of nodes that don't interact, so that each of its units has a scalar energy of its own, which is minimised
-in closed form. The energy never rises. Source: arXiv 2312.15103 (asynchronous updates), arXiv 2402.11674 (resistive).
+A block is a set of nodes that don't interact, so that each of its units has a scalar energy of its own, which is
+minimised in closed form. The energy never rises. Source: arXiv 2312.15103 (asynchronous updates), arXiv 2402.11674
+(resistive).
 """
 
 from __future__ import annotations
@@ -56,8 +57,8 @@ class Blocks(Integrator):
 class _Pace:
     """When to measure the residual, which costs as much as a sweep of a small net.
 
-    The residual falls by about the same factor in every sweep, so after two measurements the number of sweeps that are still
-    needed can be foreseen; the next measurement comes half-way there.
+    The residual falls by about the same factor in every sweep, so after two measurements the number of sweeps that are
+    still needed can be foreseen; the next measurement comes half-way there.
     """
 
     def __init__(self, tolerance: float) -> None:

@@ -41,7 +41,9 @@ class Flow(Integrator):
 
     def __init__(self, method: str = "dopri5", rtol: float | None = None, atol: float | None = None) -> None:
         if method not in METHODS:
-            raise DeclarationError(Fault(f"unknown method '{method}'", f"use {', '.join(METHODS)}", ("options", "method")))
+            raise DeclarationError(
+                Fault(f"unknown method '{method}'", f"use {', '.join(METHODS)}", ("options", "method"))
+            )
         self.method, self.rtol, self.atol = method, rtol, atol
 
     @classmethod
@@ -88,8 +90,8 @@ class Flow(Integrator):
 class _VectorField(torch.nn.Module):
     """The right-hand side over one vector that holds all free states, and the stages of its integration.
 
-    Far from equilibrium coarse steps will do. But the error that a step is allowed bounds how still the state can become,
-    so the goal for the residual falls by stages down to the tolerance, and the allowed error with it.
+    Far from equilibrium coarse steps will do. But the error that a step is allowed bounds how still the state can
+    become, so the goal for the residual falls by stages down to the tolerance, and the allowed error with it.
     """
 
     def __init__(self, problem: Problem, state: State, rule: StoppingRule) -> None:
@@ -127,7 +129,7 @@ class _VectorField(torch.nn.Module):
         return self.pack(self.problem.project({name: state[name] + force[name] for name in state})) - s
 
     def event(self, t: Tensor, s: Tensor) -> Tensor:
-        """The steady-state event: leaves the integration once the field of every sample meets the goal of this stage."""
+        """The steady-state event: leaves once the field of every sample meets the goal of this stage."""
         self.current = s
         if self.still(s):
             self.met = True

@@ -22,7 +22,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-console = Console(soft_wrap=False)
+console = Console(width=None if sys.stdout.isatty() else 110)
 
 File = Annotated[Path, typer.Argument(help="an experiment in YAML", show_default=False)]
 Set = Annotated[list[str] | None, typer.Option("--set", help="change a value, such as --set learn.beta=0.05")]
@@ -184,7 +184,6 @@ def _train_with_progress(trainer: Trainer) -> list[Metrics]:
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     history: list[Metrics] = []
-    epochs = trainer.experiment.train.epochs
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[status]}"), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("epoch 1", status="")
@@ -199,8 +198,6 @@ def _train_with_progress(trainer: Trainer) -> list[Metrics]:
         for metrics in trainer.epochs(on_step):
             history.append(metrics)
             progress.update(task, description=f"epoch {metrics.epoch + 1}", completed=0)
-            if not console.is_terminal and metrics.epoch in (1, epochs):
-                console.print(f"epoch {metrics.epoch}: test error {metrics.test_error} %")
     console.print(_metrics_table(history))
     return history
 

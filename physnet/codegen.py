@@ -84,7 +84,7 @@ class _Torch(StrPrinter):
 
 def _shown(expression: sp.Expr) -> str:
     """An expression as people read it: beta, y and h instead of internal symbols."""
-    names = {BETA: symbol("beta")}
+    names: dict[sp.Basic, sp.Symbol] = {BETA: symbol("beta")}
     for item in expression.free_symbols:
         if str(item).startswith("target "):
             names[item] = symbol("y")
@@ -104,7 +104,9 @@ class _Lines:
     def function(self, head: str, doc: str) -> None:
         name = head.partition("(")[0]
         if name in self.heads:
-            raise DeclarationError(f"two parts of the network would both be called {name}", "rename one node, edge or parameter")
+            raise DeclarationError(
+                f"two parts of the network would both be called {name}", "rename one node, edge or parameter"
+            )
         self.heads.add(name)
         self("")
         self("")
@@ -123,7 +125,9 @@ def generate(plan: Plan) -> str:
 def elementwise(expression: sp.Expr) -> Any:
     """A function of one tensor from an expression in `x`."""
     text = _Torch({X: "x"}).doprint(expression)
-    code = compile(f"lambda x: {text}" + ("" if X in expression.free_symbols else " + 0*x"), "<physnet encoding>", "eval")
+    code = compile(
+        f"lambda x: {text}" + ("" if X in expression.free_symbols else " + 0*x"), "<physnet encoding>", "eval"
+    )
     return eval(code, _function_namespace())  # our own text, printed from SymPy
 
 
@@ -255,7 +259,7 @@ class _Emitter:
 
     def split(self, plan: NodePlan, expression: sp.Expr) -> tuple[sp.Expr, sp.Expr]:
         """(what doesn't depend on live fields, the rest)."""
-        silent = {field.live_symbol: 0 for field in plan.fields}
+        silent: dict[Any, Any] = {field.live_symbol: 0 for field in plan.fields}
         constant = cast(sp.Expr, expression.subs(silent))
         return constant, cast(sp.Expr, sp.expand(expression - constant))
 
@@ -272,13 +276,13 @@ class _Emitter:
         table = self.live(plan.fields, wanted)
         written = []
         for index, (constant, live) in enumerate(pieces):
-            terms = ([] if constant == 0 else [f"c[{index}]"]) + ([] if live == 0 else [self.print(live, table, symbols)])
+            terms = ([] if constant == 0 else [f"c[{index}]"]) + (
+                [] if live == 0 else [self.print(live, table, symbols)]
+            )
             written.append(" + ".join(terms) or f'0*s["{plan.node.name}"]')
         self.out(f"return {form.format(*written)}")
 
-    def quadratic(
-        self, plan: NodePlan, head: str, doc: str, body: str, curvature: sp.Expr, drive: sp.Expr
-    ) -> None:
+    def quadratic(self, plan: NodePlan, head: str, doc: str, body: str, curvature: sp.Expr, drive: sp.Expr) -> None:
         name = plan.node.name
         symbols = self.node_symbols(name) | self.fixed_table(plan)
         constant, live = self.split(plan, drive)
@@ -298,7 +302,9 @@ class _Emitter:
             printed = self.print(curvature, symbols)
             self.out(f'rate = reciprocal({printed}, "{name}")')
             self.out(f"return (({self.print(constant, symbols)})*rate, rate)")
-        self.out.function(body, f"argmin over the domain of curvature/2 x^2 - drive x, curvature = {_shown(curvature)}.")
+        self.out.function(
+            body, f"argmin over the domain of curvature/2 x^2 - drive x, curvature = {_shown(curvature)}."
+        )
         table = self.live(plan.fields, live.free_symbols)
         terms = [] if constant == 0 else ["c[0]"]
         if live != 0:
@@ -322,7 +328,7 @@ class _Emitter:
             for index, (item, value) in enumerate(shared):
                 self.out(f"v{index} = {self.print(value, local)}", 2)
                 local[item] = f"v{index}"
-            self.out(f"return {', '.join(self.print(item, local) for item in reduced)}", 2)
+            self.out(f"return {', '.join(self.print(cast(sp.Expr, item), local) for item in reduced)}", 2)
         self.out("")
         self.out(f'return minimise_scalar(energy, slopes, s["{name}"], {name}_domain)')
 
@@ -431,7 +437,7 @@ class _Emitter:
         weight = f'p["{full}"]'
         if plan.separated is None:
             printed = self.print(slope, self.pair_symbols(plan))
-            self.out(f"s = phases.expand(s)")
+            self.out("s = phases.expand(s)")
             self.out(f"return phases.reduce({printed}, {weight})")
             return
         terms: list[str] = []
@@ -453,7 +459,9 @@ class _Emitter:
                 moving.append("free" if graph.node(side).free else "clamped")
             else:
                 end = "pre" if variable is PRE else "post"
-                values.append(f"ones({edge.name}_edge.{end}, s)" if factor == 1 else f"{factor}*ones({edge.name}_edge.{end}, s)")
+                values.append(
+                    f"ones({edge.name}_edge.{end}, s)" if factor == 1 else f"{factor}*ones({edge.name}_edge.{end}, s)"
+                )
                 moving.append("constant")
         scale = self.print(product.number)
         return f"phases.{moving[0]}_{moving[1]}({values[0]}, {values[1]}, {scale})"

@@ -1,7 +1,7 @@
 """Which pairs of units a coupling joins, and how weights are shared among them.
 
-A connection is a linear map of the state of its pre node for a given weight, with its adjoint and the correlation that is the
-gradient with respect to the weight:
+A connection is a linear map of the state of its pre node for a given weight, with its adjoint and the correlation that
+is the gradient with respect to the weight:
 
     <v, apply(u, w)> = <adjoint(v, w), u> = <correlate(u, v, w), w>
 
@@ -50,7 +50,9 @@ class Connection(ABC):
     def declaration(self) -> str:
         """The connection as it is written in a file; `parse_connection` reads it back."""
         shown = [
-            f"{item.name}={getattr(self, item.name)!r}" for item in fields(self) if getattr(self, item.name) != item.default
+            f"{item.name}={getattr(self, item.name)!r}"
+            for item in fields(self)
+            if getattr(self, item.name) != item.default
         ]
         return f"{_snake(type(self).__name__)}({', '.join(shown)})" if shown else _snake(type(self).__name__)
 

@@ -2,8 +2,8 @@
 
     gradient = sum_k c_k dF/dtheta(s_k)
 
-Each dF/dtheta is a product u_k v_k^T of nearly equal states, so the sum is formed from differences, which floating point
-keeps exactly, in as many rows as the plain sum would take:
+Each dF/dtheta is a product u_k v_k^T of nearly equal states, so the sum is formed from differences, which floating
+point keeps exactly, in as many rows as the plain sum would take:
 
     sum_k c_k u_k v_k^T = sum_{k>0} (u_k - u_0) c_k v_k^T + u_0 (sum_{k>0} c_k (v_k - v_0) + (sum_k c_k) v_0)^T
 """

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSche
 
 from physnet.energy import FORMAT, Energy, energy_from_mapping, load_energy
 from physnet.errors import DeclarationError, Fault, ShapeError
-from physnet.graph import EnergyGraph
+from physnet.graph import EnergyGraph, no_such_node
 from physnet.protocols import find_protocol
 from physnet.sources import Source, dump_yaml, parse_source, read_source
 
@@ -281,7 +281,7 @@ class _Builder:
         """Graphs name edges by their ends and costs by their node; files number them."""
         match fault.path:
             case ("edges", str(ends), *rest) if ends in self.edge_paths:
-                return replace(fault, path=(*self.edge_paths[ends], *rest))
+                return replace(fault, path=(*self.edge_paths[ends], *rest), at_key=fault.at_key or not rest)
         return fault
 
     def energy(self, declared: Any, *path: str) -> Energy:
@@ -322,9 +322,12 @@ class _Builder:
             raise DeclarationError(Fault("an edge is written as 'a -> b: connection'", "- image -> hidden: dense", where))
         ends = _ARROW.fullmatch(key)
         if ends is None:
-            raise DeclarationError(Fault(f"'{key}' is not an edge", "write: node -> node", where))
+            raise DeclarationError(Fault(f"'{key}' is not an edge", "write: node -> node", where, at_key=True))
         pre, post = ends.groups()
         self.edge_paths[f"{pre} -> {post}"] = where
+        for end in (pre, post):
+            if end not in self.schema.nodes:
+                raise no_such_node(end, self.schema.nodes, where)
         if {pre, post} & self.missing:
             return
         if isinstance(body, str) or body is None:

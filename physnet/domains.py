@@ -60,7 +60,7 @@ class Domain(ABC):
     def declaration(self) -> Any:
         """The domain as it is written in a file; `parse_domain` reads it back."""
 
-    def check(self, shape: tuple[int, ...]) -> None:
+    def check(self, shape: tuple[int, ...]) -> None:  # noqa: B027 most domains fit every shape
         """Raise `DeclarationError` if a node of this shape can't have this domain."""
 
 
@@ -212,9 +212,7 @@ class Partition(Domain):
         return all(part.bounded for part, _ in self.parts)
 
     def declaration(self) -> Any:
-        return [
-            part.declaration() if count is None else {_part_name(part): count} for part, count in self.parts
-        ]
+        return [part.declaration() if count is None else {_part_name(part): count} for part, count in self.parts]
 
     def check(self, shape: tuple[int, ...]) -> None:
         self.counts(shape[0] if shape else 1)
@@ -258,7 +256,9 @@ def _parse_part(declared: object) -> tuple[Interval, int | None]:
     count: object = None
     if isinstance(declared, Mapping):
         if len(declared) != 1:
-            raise DeclarationError(f"one part of a domain is written as {{name: count}}, found {dict(declared)!r}", _FIX)
+            raise DeclarationError(
+                f"one part of a domain is written as {{name: count}}, found {dict(declared)!r}", _FIX
+            )
         ((declared, count),) = declared.items()
         if isinstance(declared, str) and declared.startswith("["):
             declared = _parse_box(declared)

@@ -1,4 +1,4 @@
-"""Energies as they are declared: scalar terms, the domain of states, and parameters; and the catalogue of known ones."""
+"""Energies as they are declared: scalar terms, the domain of states and parameters; and the catalogue."""
 
 from __future__ import annotations
 
@@ -156,14 +156,16 @@ def parse_encoding(declared: object) -> tuple[sp.Expr, ...]:
     """Expressions in `x`, one or a list, from text or SymPy."""
     if declared is None:
         return ()
-    items = list(declared) if isinstance(declared, list | tuple) else [declared]
+    items: list[Any] = list(declared) if isinstance(declared, list | tuple) else [declared]
     parsed: list[sp.Expr] = []
     for item in items:
         expression = parse(item)
         extra = names(expression) - {"x"}
         if extra:
             raise DeclarationError(
-                Fault(f"'{sorted(extra)[0]}' has no meaning in an encoding", "encodings are written in x", value=str(item))
+                Fault(
+                    f"'{sorted(extra)[0]}' has no meaning in an encoding", "encodings are written in x", value=str(item)
+                )
             )
         parsed.append(expression)
     return tuple(parsed)
@@ -180,7 +182,11 @@ def energy_from_mapping(declared: Mapping[str, Any], name: str = "") -> Energy:
     if unknown:
         close = difflib.get_close_matches(unknown[0], _KEYS, 1)
         raise DeclarationError(
-            Fault(f"unknown key '{unknown[0]}'", f"did you mean {close[0]}?" if close else f"known: {sorted(_KEYS)}", (unknown[0],))
+            Fault(
+                f"unknown key '{unknown[0]}'",
+                f"did you mean {close[0]}?" if close else f"known: {sorted(_KEYS)}",
+                (unknown[0],),
+            )
         )
     version = declared.get("physnet", FORMAT)
     if version != FORMAT:
@@ -217,7 +223,10 @@ def load_energy(name: str) -> Energy:
         close = difflib.get_close_matches(str(name), entries, 1)
         hint = f"did you mean {close[0]}? " if close else ""
         raise DeclarationError(
-            Fault(f"there is no energy '{name}' in the catalogue", f"{hint}known: {', '.join(entries)}; or declare your own")
+            Fault(
+                f"there is no energy '{name}' in the catalogue",
+                f"{hint}known: {', '.join(entries)}; or declare your own",
+            )
         )
     source = read_source(entries[name])
     try:

@@ -37,7 +37,7 @@ def explain(
 
     Arguments:
         model: the compiled energy.
-        protocol: whose learning rules to show.
+        protocol: whose learning rules to show; `implicit` has none, and that of `centered` leads to it as beta vanishes.
         beta: the nudge, if it is known.
         integrator: the one asked for.
     """
@@ -50,7 +50,7 @@ def explain(
         blocks=_merged(blocks, "every phase"),
         nodes=tuple(_node(graph, node) for node in plan.nodes.values()),
         parameters=tuple(_parameter(model, name) for name in graph.tensors()),
-        protocol=find_protocol(protocol),
+        protocol=find_protocol("centered" if protocol == "implicit" else protocol),
         beta=beta,
         warnings=plan.warnings,
     )
@@ -111,7 +111,9 @@ def _fields(graph: EnergyGraph, plan: NodePlan) -> tuple[Names, dict[sp.Symbol, 
             for source in (*field.fixed, *field.live)
         )
         # only fixed + live ever occurs, so that one may stand for the whole and the other for nothing
-        table |= {field.fixed_symbol: name, field.live_symbol: sp.Integer(0)} if field.fixed else {field.live_symbol: name}
+        table |= (
+            {field.fixed_symbol: name, field.live_symbol: sp.Integer(0)} if field.fixed else {field.live_symbol: name}
+        )
     return table, fields
 
 
@@ -235,12 +237,15 @@ def _parameter(model: EnergyModel, name: str) -> ParameterEntry:
         node = graph.node(owner)
         slope = _renamed(parameter_slope(plan.nodes[owner], key), _nudge(graph, node))
         table = _unit(node)
-        shared = "" if shape == node.shape else ("i" if spec.shape == "scalar" else "{i in c}")
+        shared = "" if shape == node.shape else ("i" if spec.shape == "scalar" else "i in c")
     else:
         edge = graph.edge(owner)
         slope = derivative(edge.term, symbol(key))
         alike = isinstance(edge.connection, Identity)
-        table = _pair(edge) | {PRE: sp.Symbol(f"{edge.pre}[{'i' if alike else 'j'}]"), POST: sp.Symbol(f"{edge.post}[i]")}
+        table = _pair(edge) | {
+            PRE: sp.Symbol(f"{edge.pre}[{'i' if alike else 'j'}]"),
+            POST: sp.Symbol(f"{edge.post}[i]"),
+        }
         shared = "" if spec.shape != "scalar" else ("i" if alike else "ij")
     return ParameterEntry(
         name=name,

@@ -192,7 +192,8 @@ def _rule(phases: tuple[Phase, ...], slope: str) -> str:
 
 
 def _sum(item: Sum) -> str:
-    return f"sum_{item.index} {write(item.body)}" if item.index else write(item.body)
+    index = f"({item.index})" if " " in item.index else item.index
+    return f"sum_{index} {write(item.body)}" if index else write(item.body)
 
 
 # --------------------------------------------------------------------------- LaTeX
@@ -273,11 +274,14 @@ def _rule_latex(phases: tuple[Phase, ...], slope: str) -> str:
 
 
 def _sum_latex(item: Sum) -> str:
-    return rf"\sum_{{{item.index}}} {_math(item.body)}" if item.index else _math(item.body)
+    index = item.index.replace(" in ", r" \in ")
+    return rf"\sum_{{{index}}} {_math(item.body)}" if index else _math(item.body)
 
 
 def _aligned(rows: Any) -> Iterator[str]:
     yield r"\begin{align*}"
     # an arrow stands for the equals sign of an update
-    yield " \\\\\n".join(f"{left} &{right}" if right.startswith(r"\leftarrow") else f"{left} &= {right}" for left, right in rows)
+    yield " \\\\\n".join(
+        f"{left} &{right}" if right.startswith(r"\leftarrow") else f"{left} &= {right}" for left, right in rows
+    )
     yield r"\end{align*}"

@@ -35,7 +35,7 @@ class relu(sp.Function):
         return cast(sp.Expr, sp.Max(x, 0)) if x.is_number else None
 
     def fdiff(self, argindex: int = 1) -> sp.Expr:
-        return step(self.args[0])
+        return cast(sp.Expr, step(self.args[0]))
 
 
 class step(sp.Function):
@@ -64,7 +64,7 @@ class clip(sp.Function):
     def fdiff(self, argindex: int = 1) -> sp.Expr:
         x, lo, hi = cast(tuple[sp.Expr, sp.Expr, sp.Expr], self.args)
         if argindex == 1:
-            return cast(sp.Expr, step(x - lo) * step(hi - x))
+            return cast(Any, step(x - lo)) * step(hi - x)
         return cast(sp.Expr, step(lo - x) if argindex == 2 else step(x - hi))
 
 
@@ -78,7 +78,7 @@ class softplus(sp.Function):
         return cast(sp.Expr, sp.log(1 + sp.exp(x))) if x.is_number else None
 
     def fdiff(self, argindex: int = 1) -> sp.Expr:
-        return sigmoid(self.args[0])
+        return cast(sp.Expr, sigmoid(self.args[0]))
 
 
 class sigmoid(sp.Function):
@@ -265,7 +265,9 @@ class _Parser:
         except (TypeError, ValueError, ArithmeticError, RecursionError) as problem:
             if isinstance(problem, DeclarationError):
                 raise
-            raise self.error(f"this has no value: {problem}", "look for a division by zero, or the root of -1") from None
+            raise self.error(
+                f"this has no value: {problem}", "look for a division by zero, or the root of -1"
+            ) from None
         _refuse_undefined(result, self.text)
         return result
 
@@ -336,20 +338,20 @@ class _Parser:
         if (count is None and len(arguments) < 2) or (count is not None and len(arguments) != count):
             wanted = "at least 2" if count is None else str(count)
             usage = "x, y" if count is None else "x" if count == 1 else "x, lo, hi"
-            raise self.at(
-                node, f"{name} takes {wanted} argument(s), found {len(arguments)}", f"write {name}({usage})"
-            )
+            raise self.at(node, f"{name} takes {wanted} argument(s), found {len(arguments)}", f"write {name}({usage})")
         result = cast(sp.Expr, function(*arguments))
         if result.is_number and _undefined(result):
-            raise self.at(node, "this is not a finite real number", "look for the root or logarithm of a negative number")
+            raise self.at(
+                node, "this is not a finite real number", "look for the root or logarithm of a negative number"
+            )
         return result
 
     def power(self, node: ast.expr, base: sp.Expr, exponent: sp.Expr) -> sp.Expr:
         if exponent.is_number and not abs(float(exponent)) <= MAX_EXPONENT:
             raise self.at(node, f"the exponent {exponent} is larger than {MAX_EXPONENT}", "use a smaller exponent")
-        if exponent.is_number and base.is_number and not base.is_zero:
-            if abs(float(exponent) * math.log10(abs(float(base)))) > MAX_DIGITS:
-                raise self.at(node, f"a number of more than {MAX_DIGITS} digits", "rescale")
+        numbers = exponent.is_number and base.is_number and not base.is_zero
+        if numbers and abs(float(exponent) * math.log10(abs(float(base)))) > MAX_DIGITS:
+            raise self.at(node, f"a number of more than {MAX_DIGITS} digits", "rescale")
         result = cast(sp.Expr, base**exponent)
         if isinstance(result, sp.Pow) and result.exp.is_number and not abs(float(result.exp)) <= MAX_EXPONENT:
             raise self.at(node, f"the exponent {result.exp} is larger than {MAX_EXPONENT}", "use a smaller exponent")

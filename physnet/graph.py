@@ -5,10 +5,11 @@ A graph is a declaration and holds no numbers. `compile_energy` turns it into a 
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -134,14 +135,12 @@ class EnergyGraph:
         _check_name(name, path)
         for end in (pre, post):
             if end not in self.network:
-                raise DeclarationError(
-                    Fault(f"there is no node '{end}'", _suggest(end, self.network, "declare it under nodes"), path)
-                )
+                raise no_such_node(end, self.network, path)
         if name in (edge.name for edge in self.edges()) or name in self.network:
             raise DeclarationError(Fault(f"the name '{name}' is taken", "give the edge a name of its own", path))
         base = load_energy(energy) if isinstance(energy, str) else (energy or self.energy)
         coupling, specs = _specialise(base.coupling, base, "edge", {"pre", "post"}, term, parameters, path)
-        link = _within(path, lambda: parse_connection(connection))
+        link = _within((*path, "via"), lambda: parse_connection(connection))
         used = {key: spec for key, spec in specs.items() if key in names(coupling)}
         self.network.add_edge(pre, post, key=name, edge=Edge(name, pre, post, link, coupling, used))
         return self
@@ -150,9 +149,7 @@ class EnergyGraph:
         """Add weight * sum of term(x, y) over the units of a node, where y is the batch tensor called `target`."""
         path = ("costs", node)
         if node not in self.network:
-            raise DeclarationError(
-                Fault(f"there is no node '{node}'", _suggest(node, self.network, "declare it under nodes"), path)
-            )
+            raise no_such_node(node, self.network, path)
         parsed = _within(path, lambda: parse(term))
         declared = self.node(node)
         faults = undeclared(parsed, term, {"x", "y"}, set(declared.parameters), "cost", path)
@@ -189,7 +186,9 @@ class EnergyGraph:
             node = Node(name, full, data_shape, role, sp.Integer(0), base.domain_for("state"), {}, tuple(codes))
         else:
             written, specs = _specialise(base.node, base, "node", {"x"}, term, parameters, path)
-            lives = base.domain_for(role) if domain is None else _within((*path, "domain"), lambda: parse_domain(domain))
+            lives = (
+                base.domain_for(role) if domain is None else _within((*path, "domain"), lambda: parse_domain(domain))
+            )
             _within((*path, "domain"), lambda: lives.check(data_shape))
             overridden = set(parameters or ())
             used = {key: spec for key, spec in specs.items() if key in names(written) or key in overridden}
@@ -249,7 +248,11 @@ class EnergyGraph:
             path = ("edges", f"{edge.pre} -> {edge.post}")
             if edge.pre == edge.post:
                 faults.append(
-                    Fault(f"'{edge.pre}' is coupled to itself", "divide it into two nodes; self-loops of a unit are an error", path)
+                    Fault(
+                        f"'{edge.pre}' is coupled to itself",
+                        "divide it into two nodes; self-loops of a unit are an error",
+                        path,
+                    )
                 )
                 continue
             if not self.node(edge.pre).free and not self.node(edge.post).free:
@@ -332,7 +335,9 @@ class EnergyGraph:
 
     def __repr__(self) -> str:
         nodes = ", ".join(f"{node.name}{list(node.shape)}" for node in self.nodes())
-        return f"EnergyGraph({self.name or self.energy.name or 'custom'}: {nodes}; {self.network.number_of_edges()} edges)"
+        return (
+            f"EnergyGraph({self.name or self.energy.name or 'custom'}: {nodes}; {self.network.number_of_edges()} edges)"
+        )
 
 
 def parse_shape(declared: object) -> Shape:
@@ -340,7 +345,13 @@ def parse_shape(declared: object) -> Shape:
     items = list(declared) if isinstance(declared, list | tuple) else [declared]
     for item in items:
         if isinstance(item, bool) or not isinstance(item, int) or item < 1:
-            raise ShapeError(Fault(f"the shape {declared!r} is not made of positive whole numbers", "such as 64 or [3, 32, 32]", ("shape",)))
+            raise ShapeError(
+                Fault(
+                    f"the shape {declared!r} is not made of positive whole numbers",
+                    "such as 64 or [3, 32, 32]",
+                    ("shape",),
+                )
+            )
     if not items or len(items) > 8 or math.prod(cast(list[int], items)) > MAX_UNITS:
         raise ShapeError(Fault(f"the shape {declared!r} is out of range", f"at most {MAX_UNITS} units", ("shape",)))
     return tuple(cast(list[int], items))
@@ -387,12 +398,16 @@ def _within(path: tuple[str, ...], make: Callable[[], T]) -> T:
 def _check_name(name: str, path: tuple[str, ...]) -> None:
     if not isinstance(name, str) or not name.isidentifier() or name.startswith("_") or len(name) > 100:
         raise DeclarationError(
-            Fault(f"{str(name)[:100]!r} is not a name", "use letters, digits and underscores, and begin with a letter", path)
+            Fault(
+                f"{str(name)[:100]!r} is not a name",
+                "use letters, digits and underscores, and begin with a letter",
+                path,
+            )
         )
 
 
-def _suggest(name: str, known: Any, otherwise: str) -> str:
-    import difflib
-
+def no_such_node(name: str, known: Iterable[str], path: tuple[str | int, ...]) -> DeclarationError:
+    """The error for an edge or cost that names a node which isn't there."""
     close = difflib.get_close_matches(name, list(known), 1)
-    return f"did you mean {close[0]}? or {otherwise}" if close else otherwise
+    hint = f"did you mean {close[0]}? or " if close else ""
+    return DeclarationError(Fault(f"there is no node '{name}'", f"{hint}declare it under nodes", path, at_key=True))

@@ -2,9 +2,9 @@
 
     dL/dtheta = d/dbeta dF/dtheta(s_beta) at beta = 0        (arXiv 1602.05179)
 
-The loss has the value of the mean cost at the free equilibrium, and as its gradient the protocol's estimate, with the states
-held constant. It is one once-differentiable function of the parameters and the inputs, so optimizers, schedulers, clipping,
-accumulation and data parallelism work unchanged.
+The loss has the value of the mean cost at the free equilibrium, and as its gradient the protocol's estimate, with the
+states held constant. It is one once-differentiable function of the parameters and the inputs, so optimizers,
+schedulers, clipping, accumulation and data parallelism work unchanged.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class EquilibriumPropagation(nn.Module):
     def settle(self, inputs: Mapping[str, Tensor]) -> Equilibrium:
         """The free equilibrium of a batch, from the declared initial state."""
         with torch.no_grad():
-            problem = self.model.problem(**inputs)
+            problem = self.model.problem(None, **inputs)
             previous = self.last.free.states if self.last is not None else None
             generator = stream(self.seed, "initial", self.batches)
             start = initial_state(problem, self.relaxation.initial, generator, previous)
@@ -120,7 +120,9 @@ class _Equilibrate(torch.autograd.Function):
     """(inputs, parameters) -> mean cost at the free equilibrium; backward: the contrast of the protocol."""
 
     @staticmethod
-    def forward(ctx: Any, ep: EquilibriumPropagation, inputs: Any, targets: Any, learns: bool, *leaves: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, ep: EquilibriumPropagation, inputs: Any, targets: Any, learns: bool, *leaves: Tensor
+    ) -> Tensor:
         free = ep.settle(inputs)
         wanted = ep.model.as_targets(targets, free.problem.rows)
         cost = ep.model.functions["cost"](free.problem.parameters, free.states, wanted)
@@ -200,4 +202,3 @@ def gradients(ep: EquilibriumPropagation, **batch: Tensor) -> dict[str, Tensor]:
     values = [ep.model.tensors[name] for name in names]
     found = torch.autograd.grad(ep(**batch), values)
     return dict(zip(names, found, strict=True))
-

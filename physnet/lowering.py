@@ -4,8 +4,8 @@ Nothing here knows torch or prints code. The energy of the units of a node, give
 
     E(x) = phi(x) + beta C(x, y) + sum_m basis_m(x) h_m,        h_m = fixed_m + live_m
 
-where the fields h_m are connections applied to functions of the neighbours. `fixed` collects what depends on clamped nodes
-and parameters only and is computed once per relaxation; `live` is recomputed in every sweep.
+where the fields h_m are connections applied to functions of the neighbours. `fixed` collects what depends on clamped
+nodes and parameters only and is computed once per relaxation; `live` is recomputed in every sweep.
 """
 
 from __future__ import annotations
@@ -229,8 +229,8 @@ def _blocks(graph: EnergyGraph, order: list[str]) -> tuple[tuple[str, ...], ...]
     interaction.add_nodes_from(order)
     interaction.add_edges_from((e.pre, e.post) for e in graph.edges() if e.pre in interaction and e.post in interaction)
     colourings = [
-        nx.greedy_color(interaction, strategy=lambda g, colors: order),
-        nx.greedy_color(interaction, strategy="DSATUR"),
+        nx.greedy_color(interaction, strategy=strategy)  # pyright: ignore[reportArgumentType]
+        for strategy in (lambda graph, colours: order, "DSATUR")
     ]
     best = min(colourings, key=lambda colouring: len(set(colouring.values())))
     groups: dict[int, list[str]] = {}

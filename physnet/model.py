@@ -57,7 +57,9 @@ class EnergyModel(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles carry the source, not the functions made of it."""
-        return {key: value for key, value in self.__dict__.items() if key not in ("functions", "_encoders", "_verified")}
+        return {
+            key: value for key, value in self.__dict__.items() if key not in ("functions", "_encoders", "_verified")
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -121,7 +123,9 @@ class EnergyModel(nn.Module):
         clamped: State = {}
         for name, node in self.inputs.items():
             if name not in inputs:
-                raise ShapeError(f"the input '{name}' is missing", f"pass {name}=tensor of shape [rows, *{list(node.data_shape)}]")
+                raise ShapeError(
+                    f"the input '{name}' is missing", f"pass {name}=tensor of shape [rows, *{list(node.data_shape)}]"
+                )
             value = torch.as_tensor(inputs[name])
             if value.dim() == 0 or value.shape[1:].numel() != math.prod(node.data_shape) or value.shape[0] == 0:
                 raise ShapeError(
@@ -154,7 +158,8 @@ class EnergyModel(nn.Module):
             if not value.is_floating_point() and value.dim() == 1 and len(node.shape) == 1:
                 if int(value.min()) < 0 or int(value.max()) >= node.shape[0]:
                     raise ShapeError(
-                        f"the target '{name}' holds class {int(value.max())}", f"'{node.name}' has {node.shape[0]} units"
+                        f"the target '{name}' holds class {int(value.max())}",
+                        f"'{node.name}' has {node.shape[0]} units",
                     )
                 value = nn.functional.one_hot(value.long(), node.shape[0])
             if tuple(value.shape) != (rows, *node.shape):
@@ -165,7 +170,9 @@ class EnergyModel(nn.Module):
             result[name] = value.to(like.dtype if like.numel() else torch.get_default_dtype())
         unknown = set(targets) - set(self.targets)
         if unknown:
-            raise ShapeError(f"there is no target '{sorted(unknown)[0]}'", f"targets are: {', '.join(self.targets) or 'none'}")
+            raise ShapeError(
+                f"there is no target '{sorted(unknown)[0]}'", f"targets are: {', '.join(self.targets) or 'none'}"
+            )
         return result
 
     def scores(self, states: Mapping[str, Tensor], target: str = "target") -> Tensor:

@@ -54,7 +54,11 @@ class ParameterSpec:
             object.__setattr__(self, "shape", allowed[0])
         if self.shape not in allowed:
             raise DeclarationError(
-                Fault(f"a parameter on a {self.on} can't have shape {self.shape!r}", f"use {', '.join(allowed)}", ("shape",))
+                Fault(
+                    f"a parameter on a {self.on} can't have shape {self.shape!r}",
+                    f"use {', '.join(allowed)}",
+                    ("shape",),
+                )
             )
         self._check_constants()
 
@@ -118,12 +122,14 @@ class ParameterSpec:
         """
         import torch
 
+        from physnet import functions
+
         values = {"fan_in": float(max(fans[0], 1)), "fan_out": float(max(fans[1], 1)), **self.constants}
 
         def evaluate(node: sp.Basic) -> Any:
             if isinstance(node, sp.Symbol):
                 return float(values[str(node)])
-            if not node.args or node.is_number and not node.has(sp.core.function.AppliedUndef):
+            if not node.args or (node.is_number and not node.has(sp.core.function.AppliedUndef)):
                 if isinstance(node, sp.core.function.AppliedUndef):
                     filler = torch.zeros if node.func.__name__ == "zeros" else torch.ones
                     return filler(shape, dtype=torch.float64)
@@ -143,8 +149,9 @@ class ParameterSpec:
                 return product
             if isinstance(node, sp.Pow):
                 return arguments[0] ** arguments[1]
-            function = getattr(torch, {"Abs": "abs"}.get(type(node).__name__, type(node).__name__))
-            return function(torch.as_tensor(arguments[0], dtype=torch.float64))
+            renamed = {"Abs": "magnitude", "Min": "minimum", "Max": "maximum"}
+            function = getattr(functions, renamed.get(type(node).__name__, type(node).__name__))
+            return function(*(torch.as_tensor(argument, dtype=torch.float64) for argument in arguments))
 
         value = torch.as_tensor(evaluate(self.expression()), dtype=torch.float64).expand(shape).clone()
         if not bool(torch.isfinite(value).all()):

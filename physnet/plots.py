@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,8 +13,8 @@ from torch import Tensor
 
 from physnet.learning import EquilibriumPropagation
 from physnet.problem import Problem, State
-from physnet.relaxation import Relaxation, StoppingRule, initial_state, run
 from physnet.randomness import stream
+from physnet.relaxation import Relaxation, StoppingRule, initial_state, run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from physnet.training import Metrics
 
 FREE, NUDGED, TEST = "#1b6ca8", "#c8553d", "#3a7d44"
-MAX_SWEEPS = 60
+MAX_SWEEPS, FLOOR = 60, 1e-10
 
 
 @dataclass
@@ -62,7 +63,8 @@ def relaxation_picture(engine: EquilibriumPropagation, batch: Mapping[str, Tenso
         batch: inputs and targets by name.
         path: where to write the picture; the suffix chooses the format.
     """
-    model = engine.model
+    # in float64, so that the picture shows the physics and not the resolution of the energy
+    model = copy.deepcopy(engine.model).double()
     targets = {name: batch[name] for name in model.targets}
     problem = model.problem(**{name: batch[name] for name in model.inputs})
     initial = "zero" if engine.relaxation.initial == "previous" else engine.relaxation.initial
@@ -72,19 +74,20 @@ def relaxation_picture(engine: EquilibriumPropagation, batch: Mapping[str, Tenso
     nudged = trace(problem.nudged(targets, [engine.beta]), free.states[-1], engine.nudged, free.states[-1])
 
     figure, axes = _figure(3, "How the network settles")
-    gap = (free.energy - free.energy[-1:]).clamp_min(1e-9)[:-1]
+    gap = (free.energy - free.energy[-1:])[:-1]
     _per_sample(axes[0], gap, "free phase: energy above equilibrium", FREE)
-    _per_sample(axes[1], free.residual.clamp_min(1e-9), "relative residual", FREE)
-    _per_sample(axes[1], nudged.residual.clamp_min(1e-9), "relative residual", NUDGED, len(free.states) - 1)
+    _per_sample(axes[1], free.residual, "relative residual", FREE)
+    _per_sample(axes[1], nudged.residual, "relative residual", NUDGED, len(free.states) - 1)
     _output_paths(axes[2], model.targets, free.states, nudged.states)
     return _save(figure, path)
 
 
 def _per_sample(axis: Any, values: Tensor, title: str, color: str, offset: int = 0) -> None:
     sweeps = range(offset, offset + len(values))
+    values = torch.where(values > FLOOR, values, torch.nan)  # what has arrived leaves the picture
     axis.semilogy(sweeps, values.cpu().numpy(), color=color, alpha=0.25, linewidth=0.8)
     label = "free" if color == FREE else "nudged"
-    axis.semilogy(sweeps, values.median(1).values.cpu().numpy(), color=color, linewidth=2, label=f"{label} (median)")
+    axis.semilogy(sweeps, values.nanmedian(1).values.cpu().numpy(), color=color, linewidth=2, label=f"{label} (median)")
     axis.set(title=title, xlabel="sweep")
     axis.legend(frameon=False)
 
@@ -108,7 +111,9 @@ def learning_curve(metrics: Sequence[Metrics], path: str | Path) -> Path:
             values = [getattr(item, f"{split}_{kind}") for item in metrics]
             if None not in values:
                 axis.plot(epochs, values, color=color, marker=".", label=f"{split} (last: {values[-1]:.3g})")
-        axis.set(title=title, xlabel="epoch", yscale="log")
+        axis.set(title=title, xlabel="epoch")
+        axis.set_ylim(bottom=0)
+        axis.xaxis.get_major_locator().set_params(integer=True)
         if axis.lines:
             axis.legend(frameon=False)
     return _save(figure, path)

@@ -1,7 +1,8 @@
 """What integrators work on: the energy of one batch with everything but the free states held fixed.
 
 An integrator sees `energy`, `force`, `project`, `blocks` and `minimise`, and never asks what the energy is made of.
-`docs/architecture.md` sketches how pooled chains, prediction terms and couplings inside a node stand behind the same face.
+`docs/architecture.md` sketches how pooled chains, prediction terms and couplings inside a node stand behind the same
+face.
 """
 
 from __future__ import annotations
@@ -65,7 +66,9 @@ class Problem:
             {name: _repeat(value, phases) for name, value in self.clamped.items()},
             phases * self.rows,
             {
-                node: {i: _repeat(value, phases) if value.shape[0] == self.rows else value for i, value in fields.items()}
+                node: {
+                    i: _repeat(value, phases) if value.shape[0] == self.rows else value for i, value in fields.items()
+                }
                 for node, fields in self.fixed.items()
             },
             {name: _repeat(value, phases) for name, value in wanted.items()},
@@ -161,7 +164,8 @@ class Problem:
         solver = self.solver(name)
         if isinstance(solver, GradientOnly):
             raise RelaxationError(
-                f"the units of '{name}' have no exact update: {solver.reason}; use integrator='flow', or change the energy"
+                f"the units of '{name}' have no exact update: {solver.reason}; use integrator='flow', "
+                "or change the energy"
             )
         beta = self.beta_for(name)
         functions, parameters, fixed, targets = self.model.functions, self.parameters, self.fixed, self.targets
@@ -189,5 +193,3 @@ class Problem:
 
 def _repeat(value: Tensor, phases: int) -> Tensor:
     return value if phases == 1 else value.repeat(phases, *(1,) * (value.dim() - 1))
-
-

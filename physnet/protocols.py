@@ -2,8 +2,8 @@
 
     gradient = sum_k c_k dF/dtheta(s_{beta_k})
 
-A protocol is data: a list of phases (m_k, a_k) with beta_k = m_k beta and c_k = a_k / beta. A protocol with several lists
-draws one of them for every batch. A phase with m_k = 0 is the free equilibrium and is never relaxed twice.
+A protocol is data: a list of phases (m_k, a_k) with beta_k = m_k beta and c_k = a_k / beta. A protocol with several
+lists draws one of them for every batch. A phase with m_k = 0 is the free equilibrium and is never relaxed twice.
 """
 
 from __future__ import annotations

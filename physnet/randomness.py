@@ -8,7 +8,7 @@ import torch
 
 
 def stream(seed: int, *keys: int | str) -> torch.Generator:
-    """A generator for one purpose, such as `stream(seed, "shuffle", epoch)`; streams with different keys are independent."""
+    """A generator for one purpose, such as `stream(seed, "shuffle", epoch)`, independent of those with other keys."""
     digest = hashlib.sha256("\x1f".join(map(str, ("physnet 1", seed, *keys))).encode()).digest()
     generator = torch.Generator()
     generator.manual_seed(int.from_bytes(digest[:8], "big") % 2**63)

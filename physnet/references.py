@@ -2,8 +2,9 @@
 
     dL/dtheta = dC/dtheta + d^2E/dtheta ds . delta,     (d^2E/ds^2) delta = -dC/ds     on the free coordinates
 
-The implicit gradient of L = C(s*) at the equilibrium s*. Coordinates that a bound holds in place don't respond. Only the
-energy and the cost are used, by double differentiation; the linear system is solved by conjugate gradients, per sample.
+The implicit gradient of L = C(s*) at the equilibrium s*. Coordinates that a bound holds in place don't respond. Only
+the energy and the cost are used, by double differentiation; the linear system is solved by conjugate gradients, per
+sample.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from physnet.errors import RelaxationError
-from physnet.problem import Problem, State
+from physnet.problem import Problem
 
 MAX_ITERATIONS = 5000
 

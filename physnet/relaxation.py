@@ -2,8 +2,8 @@
 
     equilibrium:  F is minimal or stationary in the free states, within their domains
 
-An integrator is a class with `refusal(problem)` and `relax(problem, state, rule)`; it registers itself with `@integrator`.
-`relax` picks the first one that doesn't refuse.
+An integrator is a class with `refusal(problem)` and `relax(problem, state, rule)`; it registers itself with
+`@integrator`. `relax` picks the first one that doesn't refuse.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 INITIAL = ("zero", "forward", "random", "previous")
 
-# Tolerances on the relative residual. A nudged phase is judged by its displacement from the free state, which shrinks with
-# beta, so that the same number serves every beta.
+# Tolerances on the relative residual. A nudged phase is judged by its displacement from the free state, which shrinks
+# with beta, so that the same number serves every beta.
 _FREE = {torch.float32: 2e-4, torch.float64: 1e-10}
 _NUDGED = {torch.float32: 1e-2, torch.float64: 1e-8}
 
@@ -40,11 +40,11 @@ class Relaxation:
 
     Arguments:
         integrator: a name from `integrators()`, or `auto`.
-        tolerance: bound on the relative residual of every sample; `None` takes 2e-4 (free) and 1e-2 (nudged) in float32,
-            1e-10 and 1e-8 in float64.
+        tolerance: bound on the relative residual of every sample; `None` takes 2e-4 (free) and 1e-2 (nudged) in
+            float32, 1e-10 and 1e-8 in float64.
         max_sweeps: where to give up; for `flow`, evaluations of the force.
-        initial: where the free phase starts: `zero`, `forward` (one sweep from zero in the order of the signal), `random`,
-            or `previous` (the state of the last batch, where it had the same size).
+        initial: where the free phase starts: `zero`, `forward` (one sweep from zero in the order of the signal),
+            `random`, or `previous` (the state of the last batch, where it had the same size).
         options: settings of the integrator, by name.
     """
 
@@ -56,9 +56,13 @@ class Relaxation:
 
     def __post_init__(self) -> None:
         if self.initial not in INITIAL:
-            raise DeclarationError(Fault(f"unknown initial state {self.initial!r}", f"use {', '.join(INITIAL)}", ("initial",)))
+            raise DeclarationError(
+                Fault(f"unknown initial state {self.initial!r}", f"use {', '.join(INITIAL)}", ("initial",))
+            )
         if self.tolerance is not None and not self.tolerance > 0:
-            raise DeclarationError(Fault(f"the tolerance {self.tolerance} is not positive", "such as 1e-5", ("tolerance",)))
+            raise DeclarationError(
+                Fault(f"the tolerance {self.tolerance} is not positive", "such as 1e-5", ("tolerance",))
+            )
         if self.max_sweeps < 1:
             raise DeclarationError(Fault(f"max_sweeps is {self.max_sweeps}", "at least 1", ("max_sweeps",)))
 
@@ -97,8 +101,9 @@ class Equilibrium:
 class StoppingRule:
     """When a sample has arrived.
 
-    The residual of a row is  max over nodes of  |step| / scale,  in Euclidean norms, where scale is the norm of the state,
-    or of its displacement from the reference in a nudged phase. Steps below the resolution of the dtype count as zero.
+    The residual of a row is  max over nodes of  |step| / scale,  in Euclidean norms, where scale is the norm of the
+    state, or of its displacement from the reference in a nudged phase. Steps below the resolution of the dtype count as
+    zero.
 
     Arguments:
         problem: gives the domains.
@@ -198,7 +203,9 @@ def _construct(kind: type[Integrator], options: Mapping[str, Any]) -> Integrator
     try:
         return kind(**options)
     except TypeError as problem:
-        raise DeclarationError(Fault(f"integrator '{kind.name}': {problem}", "see its documentation", ("options",))) from None
+        raise DeclarationError(
+            Fault(f"integrator '{kind.name}': {problem}", "see its documentation", ("options",))
+        ) from None
 
 
 def choose(problem: Problem, name: str = "auto") -> tuple[type[Integrator], str]:

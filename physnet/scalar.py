@@ -48,8 +48,9 @@ def minimise(
 ) -> Tensor:
     """The local minimum of E(x) that a descent from `start` leads to, for every element on its own.
 
-    Newton's method inside a bracket [a, b] with E'(a) <= 0 <= E'(b). Where a Newton step is uphill or leaves the bracket,
-    the step is a bisection, or while the bracket is open a step that grows. A unit whose energy would have risen stays.
+    Newton's method inside a bracket [a, b] with E'(a) <= 0 <= E'(b). Where a Newton step is uphill or leaves the
+    bracket, the step is a bisection, or while the bracket is open a step that grows. A unit whose energy would have
+    risen stays.
 
     Arguments:
         energy: E(x), elementwise.
@@ -80,7 +81,9 @@ def minimise(
             break
     noise = 8 * torch.finfo(start.dtype).eps
     before, after = energy(start), energy(x)
-    return torch.where(after <= before + noise * (1 + before.abs()), x, start)
+    lost = before.isnan()
+    result = torch.where((after <= before + noise * (1 + before.abs())) | lost, x, start)
+    return torch.where(lost & after.isnan(), after, result)  # so that a unit without an energy is noticed
 
 
 __all__ = ["minimise", "reciprocal", "to_bound"]

@@ -115,7 +115,9 @@ def parse_source(text: str, name: str = "<text>") -> Source:
             mark.column if mark else 0,
         ) from None
     except (YAMLError, ValueError, RecursionError) as problem:
-        raise fail(f"this can't be read as YAML: {str(problem).splitlines()[0]}", "a declaration is plain YAML") from None
+        raise fail(
+            f"this can't be read as YAML: {str(problem).splitlines()[0]}", "a declaration is plain YAML"
+        ) from None
     return Source(name, lines, tree, _Plain(fail).convert(tree, 0))
 
 
@@ -142,7 +144,7 @@ class _Plain:
             isinstance(tree, CommentedMap | CommentedSeq) and tree.tag is not None and tree.tag.value is not None
         ):
             raise self.fail(f"the tag {tree.tag.value} is not allowed", "remove it", line, column)
-        if isinstance(tree, dict):
+        if isinstance(tree, CommentedMap):
             for key in tree:
                 if not isinstance(key, str):
                     raise self.fail(f"the key {key!r} is not text", "quote it", *tree.lc.key(key))

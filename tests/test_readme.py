@@ -1,0 +1,44 @@
+"""What the README shows runs as it stands."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from physnet.declaration import parse_experiment
+from physnet.training import Trainer
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def block(language: str) -> str:
+    found = re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+    assert len(found) == 1
+    return found[0]
+
+
+def test_the_yaml_example_is_short_and_trains() -> None:
+    text = block("yaml")
+    assert len(text.splitlines()) <= 15
+    metrics = next(Trainer(parse_experiment(text)).epochs())
+    assert metrics.test_error is not None
+    assert metrics.test_error < 30
+
+
+def test_the_python_example_is_short_and_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    text = block("python")
+    assert len([line for line in text.splitlines() if line]) <= 18
+    exec(compile(text, "README.md", "exec"), {})
+    assert "tensor" in capsys.readouterr().out
+
+
+def test_the_table_names_every_energy_of_the_catalogue() -> None:
+    from physnet.energy import catalogue
+    from physnet.protocols import PROTOCOLS
+    from physnet.relaxation import integrators
+
+    for name in [*catalogue(), *PROTOCOLS, *integrators()]:
+        assert f"`{name}`" in README
