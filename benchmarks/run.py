@@ -1,8 +1,8 @@
 """Speed and accuracy of one training step, on one thread: `make bench`.
 
-A step of equilibrium propagation is timed against a step of plain backpropagation: forward, backward and SGD update of a net
-with the same weights, batch and threads, medians of interleaved runs. Its gradient is compared with the one that the same
-protocol gives at the converged equilibrium in float64. The floor is what the products and the update alone cost.
+A step of equilibrium propagation is timed against a step of plain backpropagation: forward, backward and SGD update of a
+net with the same weights, batch and threads, medians of interleaved runs. Its gradient is compared with the one that the
+same protocol gives at the converged equilibrium in float64. The floor is what the products and the update alone cost.
 """
 
 from __future__ import annotations
@@ -68,7 +68,9 @@ def build(case: Case) -> EnergyGraph:
     """The network of a case."""
     graph = EnergyGraph(case.energy, case.name)
     inputs, hidden, outputs = case.widths
-    graph.input("image", inputs, encode=case.encode).state("hidden", hidden).output("label", outputs, cost="(x - y)**2/2")
+    graph.input("image", inputs, encode=case.encode).state("hidden", hidden).output(
+        "label", outputs, cost="(x - y)**2/2"
+    )
     weight = next(name for name, spec in graph.energy.parameters.items() if spec.on == "edge")
     for pre, post in (("image", "hidden"), ("hidden", "label")):
         graph.couple(pre, post, "dense", parameters={weight: {"gain": case.gain}})
@@ -176,13 +178,24 @@ def main() -> None:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps([asdict(result) for result in results], indent=2) + "\n")
     table = Table(title=f"one training step, one thread, float32, after {TRAINING_STEPS} steps on {data}")
-    titles = ("", "backprop steps", "of the floor", "worst cosine", "whole cosine", "sweeps", "nudged", "ms", "backprop ms")
+    titles = (
+        "",
+        "backprop steps",
+        "of the floor",
+        "worst cosine",
+        "whole cosine",
+        "sweeps",
+        "nudged",
+        "ms",
+        "backprop ms",
+    )
     for title in titles:
         table.add_column(title, justify="right" if title else "left")
     for r in results:
         table.add_row(
             r.name, f"{r.ratio_to_backprop:.2f}", f"{r.ratio_of_floor:.2f}", f"{r.worst_cosine:.6f}",
-            f"{r.whole_cosine:.6f}", f"{r.sweeps:.1f}", f"{r.nudged_sweeps:.1f}", f"{r.step_ms:.2f}", f"{r.backprop_ms:.2f}",
+            f"{r.whole_cosine:.6f}", f"{r.sweeps:.1f}", f"{r.nudged_sweeps:.1f}",
+            f"{r.step_ms:.2f}", f"{r.backprop_ms:.2f}",
         )  # fmt: skip
     Console(width=130).print(table)
     print(options.out)

@@ -1,7 +1,7 @@
 """physnet: declare a physical system by its energy, and nothing else.
 
-The names below are the public face. They are imported when first used, so that reading and checking declarations needs no
-torch.
+The names below are the public face. They are imported when first used, so that reading and checking declarations needs
+no torch.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from physnet.declaration import graph_from_yaml, graph_to_yaml, load_experiment
     from physnet.energy import Energy
     from physnet.errors import DataError, DeclarationError, PhysnetError, RelaxationError, RelaxationWarning, ShapeError
-    from physnet.explain import explain
+    from physnet.explaining import explain
     from physnet.graph import EnergyGraph
     from physnet.learning import EquilibriumPropagation, gradients
     from physnet.model import EnergyModel, compile_energy
@@ -29,7 +29,7 @@ _HOMES = {
     "declaration": ("graph_from_yaml", "graph_to_yaml", "load_experiment"),
     "energy": ("Energy",),
     "errors": ("DataError", "DeclarationError", "PhysnetError", "RelaxationError", "RelaxationWarning", "ShapeError"),
-    "explain": ("explain",),
+    "explaining": ("explain",),
     "graph": ("EnergyGraph",),
     "learning": ("EquilibriumPropagation", "gradients"),
     "model": ("EnergyModel", "compile_energy"),
@@ -41,8 +41,9 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __version__ = "0.1.0"
 __all__ = [  # noqa: RUF022
-    "check_gradients", "Dense", "Identity", "graph_from_yaml", "graph_to_yaml", "load_experiment", "Energy", "DataError",
-    "DeclarationError", "PhysnetError", "RelaxationError", "RelaxationWarning", "ShapeError", "explain", "EnergyGraph",
+    "check_gradients", "Dense", "Identity", "graph_from_yaml", "graph_to_yaml", "load_experiment", "Energy",
+    "DataError", "DeclarationError", "PhysnetError", "RelaxationError", "RelaxationWarning", "ShapeError", "explain",
+    "EnergyGraph",
     "EquilibriumPropagation", "gradients", "EnergyModel", "compile_energy", "Protocol", "Equilibrium", "Integrator",
     "Relaxation", "integrator", "relax", "Trainer",
 ]  # fmt: skip
@@ -52,7 +53,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME_OF:
         raise AttributeError(f"module 'physnet' has no attribute '{name}'")
     value = getattr(import_module(f"physnet.{_HOME_OF[name]}"), name)
-    globals()[name] = value  # `explain` names a module and a function: the function wins
+    globals()[name] = value
     return value
 
 

@@ -1,8 +1,8 @@
 """How good the gradient estimates of a network are, protocol by protocol and tensor by tensor.
 
-The reference is the implicit gradient. A one-sided estimate has an error proportional to beta, so that halving beta halves
-it; a centered one has an error proportional to beta^2, so that it falls by four. A tensor that misbehaves here tells of
-units that change their active bound between the phases, of a beta that is too large, or of a bifurcation nearby.
+The reference is the implicit gradient. A one-sided estimate has an error proportional to beta, so that halving beta
+halves it; a centered one has an error proportional to beta^2, so that it falls by four. A tensor that misbehaves here
+tells of units that change their active bound between the phases, of a beta that is too large, or of a bifurcation.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from physnet.learning import EquilibriumPropagation, gradients

@@ -75,9 +75,9 @@ def evaluate(folder: Annotated[Path, typer.Argument(help="the folder of a run", 
 def explain(
     file: File, change: Set = None, latex: Annotated[bool, typer.Option("--latex", help="as LaTeX")] = False
 ) -> None:
-    """Show what is derived from an energy: forces, exact updates, learning rules, and the integrator with its reason."""
+    """Show what is derived from an energy: forces, exact updates, learning rules, the integrator and why."""
     experiment = load_experiment(file, _changes(change))
-    from physnet.explain import explain as make_explanation
+    from physnet.explaining import explain as make_explanation
     from physnet.model import compile_energy
 
     explanation = make_explanation(compile_energy(experiment.graph))
@@ -184,7 +184,12 @@ def _train_with_progress(trainer: Trainer) -> list[Metrics]:
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     history: list[Metrics] = []
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[status]}"), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[status]}"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("epoch 1", status="")
 
@@ -231,7 +236,9 @@ def _draw(trainer: Trainer, history: list[Metrics], folder: Path) -> None:
     picture = relaxation_picture(trainer.engine, batch, folder / "relaxation.png")
     if last.test_error is not None:
         seconds = sum(item.seconds for item in history)
-        console.print(f"[bold]test accuracy {100 - last.test_error:.2f} %[/] after {last.epoch} epochs, {seconds:.1f} s of training")
+        console.print(
+            f"[bold]test accuracy {100 - last.test_error:.2f} %[/] after {last.epoch} epochs in {seconds:.1f} s"
+        )
     console.print(f"learning curve  {curve}\nrelaxation      {picture}\nrun             {folder}", highlight=False)
 
 

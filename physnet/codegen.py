@@ -19,10 +19,8 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import sympy as sp
-from sympy.printing.str import StrPrinter
 
-from physnet import functions, scalar
-from physnet.errors import DeclarationError
+from physnet import scalar
 from physnet.expressions import derivative, names, symbol, write
 from physnet.lowering import (
     BETA,
@@ -36,78 +34,18 @@ from physnet.lowering import (
     parameter_slope,
     target_symbol,
 )
+from physnet.printing import TorchPrinter, function_namespace, shown
 from physnet.separation import POST, PRE, GradientOnly, Linear, Quadratic, Scalar, Sinusoid, Solver, X
-
-_FUNCTION_NAMES = {"Abs": "magnitude", "Min": "minimum", "Max": "maximum"}
-
-
-class _Torch(StrPrinter):
-    """Prints an expression as torch code; `where` says how each symbol is written."""
-
-    def __init__(self, where: dict[sp.Basic, str]) -> None:
-        super().__init__()
-        self.where = where
-
-    def doprint(self, expr: Any) -> str:
-        return super().doprint(expr)
-
-    def _print(self, expr: Any, **kwargs: Any) -> str:
-        if isinstance(expr, sp.Expr) and expr.is_number and not isinstance(expr, sp.Rational):
-            return repr(float(expr))
-        return super()._print(expr, **kwargs)
-
-    def _print_Symbol(self, expr: sp.Symbol) -> str:
-        return self.where[expr]
-
-    def _print_Dummy(self, expr: sp.Dummy) -> str:
-        return self.where[expr]
-
-    def _print_Function(self, expr: Any) -> str:
-        name = type(expr).__name__
-        return f"{_FUNCTION_NAMES.get(name, name)}({', '.join(map(self._print, expr.args))})"
-
-    _print_Abs = _print_Min = _print_Max = _print_LatticeOp = _print_ExpBase = _print_Function
-
-    def _print_Pow(self, expr: sp.Pow, rational: bool = False) -> str:
-        if expr.exp == sp.Rational(1, 2):
-            return f"sqrt({self._print(expr.base)})"
-        if expr.exp == -1:
-            return f"1/{self.parenthesize(expr.base, 70)}"
-        return super()._print_Pow(sp.Pow(expr.base, expr.exp, evaluate=False), rational=False)
-
-    def _print_Rational(self, expr: sp.Rational) -> str:
-        return f"{expr.p}/{expr.q}" if abs(expr.p) < 1000 and expr.q < 1000 else repr(float(expr))
-
-    def _print_Integer(self, expr: sp.Integer) -> str:
-        return str(expr.p)
-
-
-def _shown(expression: sp.Expr) -> str:
-    """An expression as people read it: beta, y and h instead of internal symbols."""
-    names: dict[sp.Basic, sp.Symbol] = {BETA: symbol("beta")}
-    for item in expression.free_symbols:
-        if str(item).startswith("target "):
-            names[item] = symbol("y")
-        elif " " in str(item):
-            names[item] = symbol(str(item).replace(" ", ""))
-    return write(cast(sp.Expr, expression.xreplace(names)))
 
 
 class _Lines:
     def __init__(self) -> None:
         self.lines: list[str] = []
-        self.heads: set[str] = set()
 
     def __call__(self, line: str = "", indent: int = 1) -> None:
         self.lines.append("    " * indent + line if line else "")
 
     def function(self, head: str, doc: str) -> None:
-        name = head.partition("(")[0]
-        if name in self.heads:
-            raise DeclarationError(
-                f"two parts of the network would both be called {name}", "rename one node, edge or parameter"
-            )
-        self.heads.add(name)
         self("")
         self("")
         self(f"def {head}:", 0)
@@ -122,24 +60,11 @@ def generate(plan: Plan) -> str:
     return "\n".join(out.lines) + "\n"
 
 
-def elementwise(expression: sp.Expr) -> Any:
-    """A function of one tensor from an expression in `x`."""
-    text = _Torch({X: "x"}).doprint(expression)
-    code = compile(
-        f"lambda x: {text}" + ("" if X in expression.free_symbols else " + 0*x"), "<physnet encoding>", "eval"
-    )
-    return eval(code, _function_namespace())  # our own text, printed from SymPy
-
-
-def _function_namespace() -> dict[str, Any]:
-    return {name: value for name, value in vars(functions).items() if callable(value)}
-
-
 def load(plan: Plan, source: str) -> dict[str, Any]:
     """Execute generated source; tracebacks show its lines."""
     filename = f"<physnet {hashlib.sha256(source.encode()).hexdigest()[:12]}>"
     linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
-    namespace = _function_namespace()
+    namespace = function_namespace()
     namespace |= {"minimise_scalar": scalar.minimise, "reciprocal": scalar.reciprocal, "to_bound": scalar.to_bound}
     graph = plan.graph
     for edge in graph.edges():
@@ -181,7 +106,7 @@ class _Emitter:
         where: dict[sp.Basic, str] = {}
         for table in tables:
             where |= table
-        return _Torch(where).doprint(expression)
+        return TorchPrinter(where).doprint(expression)
 
     def node_symbols(self, name: str) -> dict[sp.Basic, str]:
         """Parameters, targets and the nudge, as a node's functions see them."""
@@ -240,9 +165,9 @@ class _Emitter:
 
     def prepare_and_minimise(self, plan: NodePlan, phase: str, solver: Solver) -> None:
         name = plan.node.name
-        head = f"prepare_{name}_{phase}(p, k, y, beta)"
+        head = f"prepare_{name}__{phase}(p, k, y, beta)"
         doc = f"What the exact update of {name} needs and doesn't change during the {phase} phase."
-        body = f"minimise_{name}_{phase}(p, s, k, c, y, beta)"
+        body = f"minimise_{name}__{phase}(p, s, k, c, y, beta)"
         match solver:
             case GradientOnly():
                 return
@@ -289,7 +214,7 @@ class _Emitter:
         if any(field.live_symbol in curvature.free_symbols for field in plan.fields):
             self.out.function(head, doc)
             self.out("return ()")
-            self.out.function(body, f"x = ({_shown(drive)})/({_shown(curvature)}), clipped to the domain.")
+            self.out.function(body, f"x = ({shown(drive)})/({shown(curvature)}), clipped to the domain.")
             table = self.live(plan.fields, curvature.free_symbols | drive.free_symbols)
             rate = f'reciprocal({self.print(curvature, table, symbols)}, "{name}")'
             self.out(f"return {name}_domain.project(({self.print(drive, table, symbols)})*{rate})")
@@ -302,9 +227,7 @@ class _Emitter:
             printed = self.print(curvature, symbols)
             self.out(f'rate = reciprocal({printed}, "{name}")')
             self.out(f"return (({self.print(constant, symbols)})*rate, rate)")
-        self.out.function(
-            body, f"argmin over the domain of curvature/2 x^2 - drive x, curvature = {_shown(curvature)}."
-        )
+        self.out.function(body, f"argmin over the domain of curvature/2 x^2 - drive x, curvature = {shown(curvature)}.")
         table = self.live(plan.fields, live.free_symbols)
         terms = [] if constant == 0 else ["c[0]"]
         if live != 0:
@@ -334,7 +257,7 @@ class _Emitter:
 
     def force(self, plan: NodePlan, phase: str) -> None:
         name = plan.node.name
-        self.out.function(f"force_{name}_{phase}(p, s, k, y, beta)", f"-dF/dx of {name}.")
+        self.out.function(f"force_{name}__{phase}(p, s, k, y, beta)", f"-dF/dx of {name}.")
         energy = plan.conditional if phase == "nudged" else plan.conditional.subs(BETA, 0)
         slope = derivative(energy, X)
         table = self.live(plan.fields, slope.free_symbols)
@@ -433,7 +356,9 @@ class _Emitter:
         edge = plan.edge
         slope = derivative(edge.term, symbol(parameter))
         full = f"{edge.name}.{parameter}"
-        self.out.function(f"contrast_{edge.name}_{parameter}(p, s, y, beta, phases)", f"d/d{parameter}: {write(slope)}")
+        self.out.function(
+            f"contrast_{edge.name}__{parameter}(p, s, y, beta, phases)", f"d/d{parameter}: {write(slope)}"
+        )
         weight = f'p["{full}"]'
         if plan.separated is None:
             printed = self.print(slope, self.pair_symbols(plan))
@@ -443,9 +368,16 @@ class _Emitter:
         terms: list[str] = []
         for factor, products in contrast_products(plan, parameter).items():
             stacked = ", ".join(self.product(plan, product) for product in products)
-            term = f"{edge.name}_edge.correlate(*phases.stack({stacked}), {weight})"
+            printed = self.print(factor, self.edge_symbols(plan))
+            # a scalar that multiplies a tensor has one slope per pair, which are summed
+            each = edge.parameters[parameter].shape == "scalar" and any(
+                edge.parameters[name].shape != "scalar" for name in names(factor)
+            )
+            term = f"{edge.name}_edge.correlate(*phases.stack({stacked}), {printed if each else weight})"
             if factor != 1:
-                term = f"({self.print(factor, self.edge_symbols(plan))})*{term}"
+                term = f"({printed})*{term}"
+            if each:
+                term = f"({term}).sum()"
             terms.append(term)
         self.out(f"return {' + '.join(terms) or f'0*{weight}'}")
 
@@ -469,7 +401,7 @@ class _Emitter:
     def node_contrast(self, plan: NodePlan, parameter: str) -> None:
         name = plan.node.name
         slope = parameter_slope(plan, parameter)
-        self.out.function(f"contrast_{name}_{parameter}(p, s, y, beta, phases)", f"d/d{parameter}: {_shown(slope)}")
+        self.out.function(f"contrast_{name}__{parameter}(p, s, y, beta, phases)", f"d/d{parameter}: {shown(slope)}")
         number, rest = cast(tuple[sp.Expr, sp.Expr], slope.as_coeff_Mul())
         weight = f'p["{name}.{parameter}"]'
         if slope == 0:

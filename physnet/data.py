@@ -34,13 +34,15 @@ class DataSet:
 
 
 def digits() -> DataSet:
-    """1,797 handwritten digits of 8 x 8 pixels in [0, 1] from scikit-learn; 360 of them, stratified, are the test set."""
+    """1,797 handwritten digits, 8 x 8 pixels in [0, 1], from scikit-learn; a stratified 360 of them are for testing."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
     bunch: Any = load_digits()
     x, y = (bunch.data / 16).astype(np.float32), bunch.target.astype(np.int64)
-    x_train, x_test, y_train, y_test = train_test_split(x, y, test_size=360, random_state=0, stratify=y)
+    x_train, x_test, y_train, y_test = map(
+        np.asarray, train_test_split(x, y, test_size=360, random_state=0, stratify=y)
+    )
     return DataSet("digits", {"x": x_train, "y": y_train}, {"x": x_test, "y": y_test})
 
 
@@ -134,8 +136,14 @@ def match(data: DataSet, graph: EnergyGraph) -> DataSet:
                 raise DataError(f"samples of {data.name} have {size} numbers, but the input '{name}' has {units} units")
         for name, units in targets.items():
             values = named[name]
-            if values.dtype.kind in "iu" and values.ndim == 1 and not 0 <= int(values.min()) <= int(values.max()) < units:
-                raise DataError(f"{data.name} has classes up to {int(values.max())}, but the target '{name}' has {units} units")
+            if (
+                values.dtype.kind in "iu"
+                and values.ndim == 1
+                and not 0 <= int(values.min()) <= int(values.max()) < units
+            ):
+                raise DataError(
+                    f"{data.name} has classes up to {int(values.max())}, but the target '{name}' has {units} units"
+                )
         return {name: named[name] for name in [*inputs, *targets]}
 
     return DataSet(data.name, rename(data.train), rename(data.test))
@@ -201,5 +209,7 @@ def read_idx(path: Path) -> np.ndarray:
     start = 4 + 4 * axes
     shape = tuple(int.from_bytes(raw[4 + 4 * i : 8 + 4 * i], "big") for i in range(axes))
     if len(raw) != start + math.prod(shape):
-        raise DataError(f"{path}: {len(raw)} bytes instead of {start + math.prod(shape)}; it is truncated, fetch it again")
+        raise DataError(
+            f"{path}: {len(raw)} bytes instead of {start + math.prod(shape)}; it is truncated, fetch it again"
+        )
     return np.frombuffer(raw, np.uint8, offset=start).reshape(shape)

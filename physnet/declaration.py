@@ -24,17 +24,34 @@ from physnet.sources import Source, dump_yaml, parse_source, read_source
 _ARROW = re.compile(r"\s*([A-Za-z]\w*)\s*->\s*([A-Za-z]\w*)\s*")
 
 
-def _any(**schema: Any) -> Any:
-    """A value that the graph checks itself; editors see this schema."""
-    return Annotated[Any, WithJsonSchema(schema)]
+def _shown(**schema: Any) -> WithJsonSchema:
+    """What editors are told about a value that the graph checks itself."""
+    return WithJsonSchema(schema)
 
 
-_Expression = _any(type=["string", "number"], description="an expression, such as x**2/2 - b*x")
-_Shape = _any(anyOf=[{"type": "integer", "minimum": 1}, {"type": "array", "items": {"type": "integer", "minimum": 1}}])
-_Domain = _any(type=["string", "array", "object"], description="real, nonnegative, nonpositive, circle, [lo, hi], or parts")
-_Energy = _any(type=["string", "object"], description="an entry of the catalogue, or node, coupling, domain, parameters")
-_Edge = _any(type=["string", "object"], description="'a -> b', or {'a -> b': connection or {via, name, gain, ...}}")
-_Parameters = _any(type="object", description="changes to declared parameters, or new ones, by name")
+_Expression = Annotated[Any, _shown(type=["string", "number"], description="an expression, such as x**2/2 - b*x")]
+_Encoding = Annotated[
+    Any, _shown(type=["string", "array"], description="expressions in x, stacked along the first axis")
+]
+_Shape = Annotated[
+    Any,
+    _shown(anyOf=[{"type": "integer", "minimum": 1}, {"type": "array", "items": {"type": "integer", "minimum": 1}}]),
+]
+_Domain = Annotated[
+    Any,
+    _shown(
+        type=["string", "array", "object"], description="real, nonnegative, nonpositive, circle, [lo, hi], or parts"
+    ),
+]
+_Energy = Annotated[
+    Any,
+    _shown(type=["string", "object"], description="an entry of the catalogue, or node, coupling, domain, parameters"),
+]
+_Edge = Annotated[
+    Any, _shown(type=["string", "object"], description="'a -> b', or {'a -> b': connection or {via, name, gain, ...}}")
+]
+_Parameters = Annotated[Any, _shown(type="object", description="changes to declared parameters, or new ones, by name")]
+_Named = Annotated[Any, _shown(type=["string", "object"], description="a name, or {name: {options}}")]
 
 
 class _Strict(BaseModel):
@@ -47,7 +64,7 @@ class NodeSchema(_Strict):
     shape: _Shape
     role: Literal["input", "state", "output"] = "state"
     domain: _Domain = None
-    encode: _any(type=["string", "array"], description="expressions in x, stacked along the first axis") = None
+    encode: _Encoding = None
     energy: _Energy = None
     term: _Expression = None
     parameters: _Parameters = None
@@ -66,8 +83,8 @@ class RelaxSchema(_Strict):
     """How a phase relaxes."""
 
     integrator: str = "auto"
-    tolerance: float | None = Field(None, gt=0)
-    max_sweeps: int = Field(1000, ge=1)
+    tolerance: float | None = Field(default=None, gt=0)
+    max_sweeps: int = Field(default=1000, ge=1)
     initial: Literal["zero", "forward", "random", "previous"] = "zero"
     options: dict[str, Any] = Field(default_factory=dict)
 
@@ -76,29 +93,29 @@ class LearnSchema(_Strict):
     """How gradients are estimated."""
 
     protocol: str = "centered"
-    beta: float = Field(0.1, gt=0, allow_inf_nan=False)
+    beta: float = Field(default=0.1, gt=0, allow_inf_nan=False)
     nudged: RelaxSchema | None = None
 
 
 class TrainSchema(_Strict):
     """How the network is trained, and on what."""
 
-    data: _any(type=["string", "object"], description="a data set, or {name: {options}}") = "digits"
-    epochs: int = Field(10, ge=1)
-    batch: int = Field(64, ge=1)
-    optimizer: _any(type=["string", "object"], description="a torch optimizer, or {name: {options}}") = "sgd"
-    scheduler: _any(type=["string", "object"], description="a torch scheduler, or {name: {options}}") = None
+    data: _Named = "digits"
+    epochs: int = Field(default=10, ge=1)
+    batch: int = Field(default=64, ge=1)
+    optimizer: _Named = "sgd"
+    scheduler: _Named = None
     rates: dict[str, float] = Field(default_factory=dict, description="learning rates of single tensors, by name")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     dtype: Literal["float32", "float64"] = "float32"
     device: str = "auto"
-    threads: int | None = Field(None, ge=1)
+    threads: int | None = Field(default=None, ge=1)
 
 
 class ExperimentSchema(_Strict):
     """A whole experiment: a network, how it learns, and what it is trained on."""
 
-    physnet: int = Field(FORMAT, description="version of the format")
+    physnet: int = Field(default=FORMAT, description="version of the format")
     name: str = ""
     energy: _Energy = None
     nodes: dict[str, NodeSchema]
@@ -207,7 +224,11 @@ def _read_schema(data: Any) -> ExperimentSchema:
         raise DeclarationError("an experiment is a mapping with the keys nodes, edges, …", "see the examples")
     if data.get("physnet", FORMAT) != FORMAT:
         raise DeclarationError(
-            Fault(f"format version {data['physnet']!r} is not supported", f"this version reads format {FORMAT}", ("physnet",))
+            Fault(
+                f"format version {data['physnet']!r} is not supported",
+                f"this version reads format {FORMAT}",
+                ("physnet",),
+            )
         )
     try:
         return ExperimentSchema.model_validate(data)
@@ -222,7 +243,12 @@ def _translate(error: Any) -> Fault:
     if kind == "extra_forbidden":
         known = _keys_at(path[:-1])
         close = difflib.get_close_matches(key, known, 1)
-        return Fault(f"unknown key '{key}'", f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}", path, at_key=True)
+        return Fault(
+            f"unknown key '{key}'",
+            f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}",
+            path,
+            at_key=True,
+        )
     if kind == "missing":
         return Fault(f"the key '{key}' is missing", f"add {key}:", path[:-1])
     return Fault(f"{error['msg'][0].lower()}{error['msg'][1:]}, found {error['input']!r}", "", path)
@@ -319,7 +345,9 @@ class _Builder:
             ((key, body),) = item.items()
             where = (*where, key)
         else:
-            raise DeclarationError(Fault("an edge is written as 'a -> b: connection'", "- image -> hidden: dense", where))
+            raise DeclarationError(
+                Fault("an edge is written as 'a -> b: connection'", "- image -> hidden: dense", where)
+            )
         ends = _ARROW.fullmatch(key)
         if ends is None:
             raise DeclarationError(Fault(f"'{key}' is not an edge", "write: node -> node", where, at_key=True))
@@ -333,19 +361,27 @@ class _Builder:
         if isinstance(body, str) or body is None:
             body = {"via": body or "dense"}
         if not isinstance(body, Mapping):
-            raise DeclarationError(Fault("expected a connection or a mapping", "such as {via: dense, gain: 0.7}", where))
+            raise DeclarationError(
+                Fault("expected a connection or a mapping", "such as {via: dense, gain: 0.7}", where)
+            )
         self.couple(pre, post, dict(body), where)
 
     def couple(self, pre: str, post: str, body: dict[str, Any], where: tuple[str | int, ...]) -> None:
         energy = self.energy(body.pop("energy"), f"edges {pre} -> {post}") if "energy" in body else None
         parameters = body.pop("parameters", {}) or {}
         if not isinstance(parameters, Mapping):
-            raise DeclarationError(Fault("expected a mapping of parameters", "w: {init: zeros}", (*where, "parameters")))
+            raise DeclarationError(
+                Fault("expected a mapping of parameters", "w: {init: zeros}", (*where, "parameters"))
+            )
         parameters = {key: dict(value) if isinstance(value, Mapping) else value for key, value in parameters.items()}
         known = {key: body.pop(key) for key in ("term", "name") if key in body}
         via = body.pop("via", "dense")
         for key, value in body.items():  # constants of initialisers, such as gain
-            owners = [s.name for s in (energy or self.graph.energy).parameters.values() if key in s.constants and s.on == "edge"]
+            owners = [
+                s.name
+                for s in (energy or self.graph.energy).parameters.values()
+                if key in s.constants and s.on == "edge"
+            ]
             if not owners:
                 options = ["via", "name", "energy", "term", "parameters"]
                 options += [c for s in self.graph.energy.parameters.values() if s.on == "edge" for c in s.constants]

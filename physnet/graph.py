@@ -9,6 +9,7 @@ import difflib
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -25,6 +26,9 @@ from physnet.parameters import ParameterSpec, parse_parameter
 
 T = TypeVar("T")
 MAX_UNITS = 2**31
+_NAME = re.compile(r"(?=.{1,100}$)[A-Za-z][A-Za-z0-9]*(_[A-Za-z0-9]+)*")
+KEYWORDS = frozenset({"settings", "target", "beta", "start", "rows", "seed", "step"})
+"""Names that inputs can't have, since inputs are passed as keyword arguments beside these."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,10 @@ class EnergyGraph:
 
     def input(self, name: str, shape: int | Sequence[int], *, encode: Any = None) -> EnergyGraph:
         """Add a clamped node; `encode` lists expressions in `x` to stack along the first axis."""
+        if name in KEYWORDS:
+            raise DeclarationError(
+                Fault(f"an input can't be called '{name}', which is an argument of relax", "rename it", ("nodes", name))
+            )
         return self._add(name, shape, "input", encode=encode)
 
     def state(self, name: str, shape: int | Sequence[int], **options: Any) -> EnergyGraph:
@@ -396,11 +404,11 @@ def _within(path: tuple[str, ...], make: Callable[[], T]) -> T:
 
 
 def _check_name(name: str, path: tuple[str, ...]) -> None:
-    if not isinstance(name, str) or not name.isidentifier() or name.startswith("_") or len(name) > 100:
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise DeclarationError(
             Fault(
                 f"{str(name)[:100]!r} is not a name",
-                "use letters, digits and underscores, and begin with a letter",
+                "use letters, digits and single underscores, and begin with a letter",
                 path,
             )
         )

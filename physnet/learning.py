@@ -190,7 +190,7 @@ def _contrast(ctx: Any, needed: list[str], scale: Tensor) -> dict[str, Tensor]:
             result[name] = phases.difference(problem.force(ctx.phases.states, [name])[name], -1.0)
             continue
         owner, key = name.split(".")
-        contrast = model.functions[f"contrast_{owner}_{key}"]
+        contrast = model.functions[f"contrast_{owner}__{key}"]
         beta = problem.beta_for(owner) if owner in model.plan.nodes else problem.beta
         result[name] = contrast(free.parameters, states, problem.targets, beta, phases)
     return result

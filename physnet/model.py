@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from physnet.codegen import elementwise, generate, load
+from physnet.codegen import generate, load
 from physnet.errors import RelaxationError, ShapeError
 from physnet.graph import EnergyGraph, Node
 from physnet.lowering import Plan, lower
+from physnet.printing import elementwise
 from physnet.problem import Problem
 from physnet.randomness import stream
 

@@ -66,7 +66,7 @@ def relaxation_picture(engine: EquilibriumPropagation, batch: Mapping[str, Tenso
     # in float64, so that the picture shows the physics and not the resolution of the energy
     model = copy.deepcopy(engine.model).double()
     targets = {name: batch[name] for name in model.targets}
-    problem = model.problem(**{name: batch[name] for name in model.inputs})
+    problem = model.problem(None, **{name: batch[name] for name in model.inputs})
     initial = "zero" if engine.relaxation.initial == "previous" else engine.relaxation.initial
     with torch.no_grad():
         start = initial_state(problem, initial, stream(engine.seed, "picture"))

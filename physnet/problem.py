@@ -133,7 +133,7 @@ class Problem:
             if name in self.clamped:
                 result[name] = functions[f"force_{name}"](self.parameters, full)
             else:
-                force = functions[f"force_{name}_{self._phase(name)}"]
+                force = functions[f"force_{name}__{self._phase(name)}"]
                 result[name] = force(self.parameters, full, self.fixed, self.targets, self.beta_for(name))
         return result
 
@@ -170,8 +170,8 @@ class Problem:
         beta = self.beta_for(name)
         functions, parameters, fixed, targets = self.model.functions, self.parameters, self.fixed, self.targets
         phase = self._phase(name)
-        prepared = functions[f"prepare_{name}_{phase}"](parameters, fixed, targets, beta)
-        update = functions[f"minimise_{name}_{phase}"]
+        prepared = functions[f"prepare_{name}__{phase}"](parameters, fixed, targets, beta)
+        update = functions[f"minimise_{name}__{phase}"]
         return lambda state: update(parameters, state, fixed, prepared, targets, beta)
 
     def beta_for(self, node: str) -> Tensor | float:

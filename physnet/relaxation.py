@@ -313,6 +313,14 @@ def _judge(result: Equilibrium, rule: StoppingRule, quiet: bool) -> None:
                 f"the state of '{node}' is not finite after {int(result.sweeps.max())} sweeps: "
                 "look for energies that fall without bound, reduce |beta|, or give the node a bounded domain"
             )
+    if not bool(torch.isfinite(result.residual).all()):
+        force = result.problem.force(result.states)
+        lost = [node for node, value in force.items() if not bool(torch.isfinite(value).all())]
+        what = f"force on '{lost[0]}'" if lost else "residual"
+        raise RelaxationError(
+            f"the {what} is not finite after {int(result.sweeps.max())} sweeps: "
+            "look for inputs that aren't finite, and for roots, logarithms and divisions in the energy"
+        )
     if quiet:
         return
     missing = int((~result.converged).sum())

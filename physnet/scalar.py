@@ -50,7 +50,7 @@ def minimise(
 
     Newton's method inside a bracket [a, b] with E'(a) <= 0 <= E'(b). Where a Newton step is uphill or leaves the
     bracket, the step is a bisection, or while the bracket is open a step that grows. A unit whose energy would have
-    risen stays.
+    risen stays; one that leaves the region in which its energy is defined becomes NaN.
 
     Arguments:
         energy: E(x), elementwise.
@@ -81,9 +81,8 @@ def minimise(
             break
     noise = 8 * torch.finfo(start.dtype).eps
     before, after = energy(start), energy(x)
-    lost = before.isnan()
-    result = torch.where((after <= before + noise * (1 + before.abs())) | lost, x, start)
-    return torch.where(lost & after.isnan(), after, result)  # so that a unit without an energy is noticed
+    result = torch.where((after <= before + noise * (1 + before.abs())) | before.isnan(), x, start)
+    return torch.where(after.isnan(), after, result)  # a unit that stayed where it is would pass for an equilibrium
 
 
 __all__ = ["minimise", "reciprocal", "to_bound"]

@@ -1,7 +1,7 @@
 """Training: one generic loop over any energy, with accelerate underneath.
 
-A run is a folder that holds everything needed to repeat or continue from it: the resolved declaration, its digest, versions
-and seeds, metrics as JSON lines, and the parameters.
+A run is a folder that holds everything needed to repeat it: the resolved declaration, its digest, versions and seeds,
+metrics as JSON lines, and the parameters.
 """
 
 from __future__ import annotations
@@ -209,7 +209,9 @@ class Tally:
         if hit is not None:
             self.hits.append(hit)
         free = record.free
-        self.free.append(torch.stack([free.sweeps.to(free.residual), free.residual, (~free.converged).to(free.residual)]))
+        self.free.append(
+            torch.stack([free.sweeps.to(free.residual), free.residual, (~free.converged).to(free.residual)])
+        )
         if record.nudged is not None:
             self.nudged.append(record.nudged.sweeps)
 
@@ -265,7 +267,11 @@ def _from_zero(engine: EquilibriumPropagation) -> EquilibriumPropagation:
     from dataclasses import replace
 
     return EquilibriumPropagation(
-        engine.model, engine.beta, engine.protocol, relaxation=replace(engine.relaxation, initial="zero"), seed=engine.seed
+        engine.model,
+        engine.beta,
+        engine.protocol,
+        relaxation=replace(engine.relaxation, initial="zero"),
+        seed=engine.seed,
     )
 
 
@@ -304,7 +310,9 @@ def make_scheduler(optimizer: torch.optim.Optimizer, declared: Any, epochs: int)
     kinds = {
         name.removesuffix("LR").lower(): kind
         for name, kind in vars(module).items()
-        if isinstance(kind, type) and issubclass(kind, module.LRScheduler) and name not in ("LRScheduler", "ReduceLROnPlateau")
+        if isinstance(kind, type)
+        and issubclass(kind, module.LRScheduler)
+        and name not in ("LRScheduler", "ReduceLROnPlateau")
     }
     kind, options = _find("scheduler", declared, kinds)
     if "T_max" in inspect.signature(kind).parameters:

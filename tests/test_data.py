@@ -102,7 +102,12 @@ def test_images_and_labels_must_belong_together(idx_folder: Path) -> None:
 
 
 def test_own_arrays_are_read_and_named(tmp_path: Path) -> None:
-    arrays = {"x_train": np.ones((4, 6)), "y_train": np.arange(4) % 3, "x_test": np.zeros((2, 6)), "y_test": np.array([0, 2])}
+    arrays = {
+        "x_train": np.ones((4, 6)),
+        "y_train": np.arange(4) % 3,
+        "x_test": np.zeros((2, 6)),
+        "y_test": np.array([0, 2]),
+    }
     np.savez(tmp_path / "own.npz", **arrays)
     data = match(load_data({"npz": {"file": str(tmp_path / "own.npz")}}), network(6, 3))
     assert np.array_equal(data.train["image"], arrays["x_train"])

@@ -76,7 +76,9 @@ def test_a_broken_file_is_answered_with_place_and_fix(
 
 
 def test_all_faults_come_at_once() -> None:
-    text = GOOD.replace("shape: 3", "shape: 0").replace("(x - y)", "(x - q)").replace("hidden -> label", "hidden -> lable")
+    text = (
+        GOOD.replace("shape: 3", "shape: 0").replace("(x - y)", "(x - q)").replace("hidden -> label", "hidden -> lable")
+    )
     messages = [fault.message for fault in faults(text).faults]
     assert len(messages) == 3, messages
 
@@ -105,7 +107,9 @@ HOSTILE = {
     "yaml brackets": "nodes: " + "[" * 10_000 + "]" * 10_000,
     "tag": GOOD.replace("name: small", "name: !!python/object/apply:os.system ['touch {marker}']"),
     "aliases": "a: &a [1,1,1,1,1,1,1,1,1]\n"
-    + "".join(f"{b}: &{b} [{','.join(f'*{a}' for _ in range(9))}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)),
+    + "".join(
+        f"{b}: &{b} [{','.join(f'*{a}' for _ in range(9))}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+    ),
     "recursion": "nodes: &a [*a]",
     "nan": GOOD.replace("beta: 0.2", "beta: .nan"),
     "huge shape": GOOD.replace("shape: 3", "shape: 99999999999999999999"),
@@ -158,9 +162,13 @@ def test_resolved_experiments_can_be_read_again(path: Path) -> None:
     assert again.resolved() == experiment.resolved()
 
 
-domains = st.sampled_from(["real", "nonnegative", "nonpositive", "circle", [0, 6], [-1.5, 0.25], ["nonnegative", "nonpositive"]])
+domains = st.sampled_from(
+    ["real", "nonnegative", "nonpositive", "circle", [0, 6], [-1.5, 0.25], ["nonnegative", "nonpositive"]]
+)
 terms = st.sampled_from([None, "x**2/2 - b*x", "b*cos(x)", "softplus(x)*b + 0.1*x**4", "max(x, 0)**2 - exp(-x**2)*b"])
-changes = st.sampled_from([{}, {"w": {"gain": 0.3}}, {"w": {"init": "zeros"}}, {"w": {"frozen": True}}, {"w": {"constraint": [0, 1]}}])
+changes = st.sampled_from(
+    [{}, {"w": {"gain": 0.3}}, {"w": {"init": "zeros"}}, {"w": {"frozen": True}}, {"w": {"constraint": [0, 1]}}]
+)
 
 
 @given(

@@ -44,7 +44,10 @@ def test_a_run_repeats_bit_for_bit(protocol: str) -> None:
 
 
 def test_the_seed_matters() -> None:
-    first, second = Trainer(experiment()), Trainer(experiment(more="device: cpu, seed: 4".replace("seed: 4", "threads: 1")))
+    first, second = (
+        Trainer(experiment()),
+        Trainer(experiment(more="device: cpu, seed: 4".replace("seed: 4", "threads: 1"))),
+    )
     assert torch.equal(first.model.tensors["hidden.b"], second.model.tensors["hidden.b"])
     other = Trainer(parse_experiment(SMALL.replace("PROTOCOL", "centered").replace("seed: 3, MORE", "seed: 4")))
     assert not torch.equal(first.model.tensors["hidden.b"], other.model.tensors["hidden.b"])
@@ -67,7 +70,12 @@ def test_centered_training_follows_the_exact_gradient() -> None:
         trainer = Trainer(parse_experiment(text.replace("PROTOCOL", protocol)))
         list(trainer.epochs())
         ends.append(torch.cat([value.detach().flatten() for value in trainer.model.parameters()]))
-    start = torch.cat([v.detach().flatten() for v in Trainer(parse_experiment(text.replace("PROTOCOL", "implicit"))).model.parameters()])
+    start = torch.cat(
+        [
+            v.detach().flatten()
+            for v in Trainer(parse_experiment(text.replace("PROTOCOL", "implicit"))).model.parameters()
+        ]
+    )
     assert (ends[0] - ends[1]).norm() < 1e-3 * (ends[1] - start).norm()
 
 
@@ -179,7 +187,11 @@ def test_every_initial_state_trains(initial: str) -> None:
 
 def test_check_finds_the_orders_of_the_protocols(float64: None) -> None:
     """On a smooth energy errors fall by two or four, as the theory says."""
-    text = SMALL.replace("energy: hopfield", "energy: hopfield-smooth").replace("PROTOCOL", "centered").replace("MORE", "dtype: float64")
+    text = (
+        SMALL.replace("energy: hopfield", "energy: hopfield-smooth")
+        .replace("PROTOCOL", "centered")
+        .replace("MORE", "dtype: float64")
+    )
     trainer = Trainer(parse_experiment(text))
     batch = {name: value[:4] for name, value in trainer.train.items()}
     for row in check_gradients(trainer.model, batch, beta=0.01):

@@ -37,7 +37,7 @@ def explain(
 
     Arguments:
         model: the compiled energy.
-        protocol: whose learning rules to show; `implicit` has none, and that of `centered` leads to it as beta vanishes.
+        protocol: whose learning rules to show. `implicit` has none; that of `centered` leads to it as beta vanishes.
         beta: the nudge, if it is known.
         integrator: the one asked for.
     """

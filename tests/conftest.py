@@ -1,0 +1,40 @@
+"""Set up before any test imports physnet: annotations are checked while tests run, everything on one thread."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+from jaxtyping import install_import_hook
+
+sys.path.insert(0, str(Path(__file__).parent))
+# where tensors are; not the modules that judge declarations, since tests hand them wrong types on purpose, nor the
+# symbolic ones, since beartype can't read annotations made of SymPy's classes
+CHECKED = "connections contrast domains functions integrators learning model problem protocols randomness references"
+install_import_hook([f"physnet.{name}" for name in f"{CHECKED} relaxation scalar".split()], "typechecking.check")
+
+torch.set_num_threads(1)
+settings.register_profile(
+    "physnet",
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+)
+settings.load_profile("physnet")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: takes more than a few seconds")
+
+
+@pytest.fixture
+def float64() -> Iterator[None]:
+    """float64 as the default dtype of one test."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
