@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 .PHONY: demo test test-all lint bench docs wheel clean
 
 demo: .venv/installed
-	$(BIN)/python -m physnet.demo
+	$(BIN)/physnet train examples/digits_hopfield.yaml
 
 test: lint
 	$(BIN)/python -m pytest -q -n 2 -m "not slow"

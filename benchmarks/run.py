@@ -1,8 +1,9 @@
 """Speed and accuracy of one training step, on one thread: `make bench`.
 
-A step of equilibrium propagation is timed against a step of plain backpropagation: forward, backward and SGD update of a
-net with the same weights, batch and threads, medians of interleaved runs. Its gradient is compared with the one that the
-same protocol gives at the converged equilibrium in float64. The floor is what the products and the update alone cost.
+A step of equilibrium propagation is timed against a step of plain backpropagation: forward, backward and SGD update of
+a net with the same weights, batch and threads, medians of interleaved runs. Its gradient is compared with the one that
+the same protocol gives at the converged equilibrium in float64. The floor is what the products and the update alone
+cost.
 """
 
 from __future__ import annotations

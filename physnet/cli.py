@@ -80,7 +80,9 @@ def explain(
     from physnet.explaining import explain as make_explanation
     from physnet.model import compile_energy
 
-    explanation = make_explanation(compile_energy(experiment.graph))
+    learn = experiment.learn
+    model = compile_energy(experiment.graph)
+    explanation = make_explanation(model, learn.protocol, learn.beta, experiment.relax.integrator)
     print(explanation.latex if latex else explanation.text)
 
 
@@ -144,7 +146,7 @@ def schema() -> None:
     """Print the JSON schema of experiment files, for editors."""
     import json
 
-    from physnet.declaration import json_schema
+    from physnet.schema import json_schema
 
     print(json.dumps(json_schema(), indent=2))
 

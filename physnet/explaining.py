@@ -18,9 +18,10 @@ import torch
 
 from physnet.connections import Identity
 from physnet.domains import Domain, Interval, Partition
+from physnet.elements import Edge, Node
 from physnet.explanation import Case, Explanation, NodeEntry, ParameterEntry, Sum, Update
 from physnet.expressions import clip, derivative, symbol
-from physnet.graph import Edge, EnergyGraph, Node
+from physnet.graph import EnergyGraph
 from physnet.lowering import BETA, NodePlan, parameter_slope, target_symbol
 from physnet.model import EnergyModel
 from physnet.protocols import Protocol, find_protocol

@@ -5,80 +5,22 @@ A graph is a declaration and holds no numbers. `compile_energy` turns it into a 
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import math
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, cast
 
 import networkx as nx
 import sympy as sp
 
 from physnet.connections import Connection, Shape, parse_connection
-from physnet.domains import Domain, parse_domain
+from physnet.domains import parse_domain
+from physnet.elements import KEYWORDS, Cost, Edge, Node, check_name, no_such_node, parse_shape, specialise, within
 from physnet.energy import FORMAT, Energy, load_energy, parse_encoding, undeclared
 from physnet.errors import DeclarationError, Fault, ShapeError
-from physnet.expressions import RESERVED, names, parse, write
-from physnet.parameters import ParameterSpec, parse_parameter
-
-T = TypeVar("T")
-MAX_UNITS = 2**31
-_NAME = re.compile(r"(?=.{1,100}$)[A-Za-z][A-Za-z0-9]*(_[A-Za-z0-9]+)*")
-KEYWORDS = frozenset({"settings", "target", "beta", "start", "rows", "seed", "step"})
-"""Names that inputs can't have, since inputs are passed as keyword arguments beside these."""
-
-
-@dataclass(frozen=True)
-class Node:
-    """A group of units with one state tensor of shape [rows, *shape].
-
-    Arguments:
-        shape: shape of the state, after encoding.
-        data_shape: shape of what the user gives, before encoding.
-        role: `input` (clamped), `state` or `output` (free).
-        term: the node energy, in `x` and parameters.
-        domain: where free states live.
-        parameters: declarations of the parameters that the term or a cost uses.
-        encode: expressions in `x` that the input is turned into.
-    """
-
-    name: str
-    shape: Shape
-    data_shape: Shape
-    role: str
-    term: sp.Expr
-    domain: Domain
-    parameters: Mapping[str, ParameterSpec]
-    encode: tuple[sp.Expr, ...] = ()
-
-    @property
-    def free(self) -> bool:
-        return self.role != "input"
-
-
-@dataclass(frozen=True)
-class Edge:
-    """A coupling from one node to another over a connection."""
-
-    name: str
-    pre: str
-    post: str
-    connection: Connection
-    term: sp.Expr
-    parameters: Mapping[str, ParameterSpec]
-
-
-@dataclass(frozen=True)
-class Cost:
-    """weight * sum over units of term(x, y), on one node; y is the batch tensor called `target`."""
-
-    node: str
-    term: sp.Expr
-    target: str = "target"
-    weight: float = 1.0
+from physnet.expressions import names, parse, write
+from physnet.parameters import ParameterSpec
 
 
 class EnergyGraph:
@@ -140,15 +82,15 @@ class EnergyGraph:
         """Add an edge; `parameters` changes declared parameters by name, or adds new ones."""
         name = name or f"{pre}_{post}"
         path = ("edges", f"{pre} -> {post}")
-        _check_name(name, path)
+        check_name(name, path)
         for end in (pre, post):
             if end not in self.network:
                 raise no_such_node(end, self.network, path)
         if name in (edge.name for edge in self.edges()) or name in self.network:
             raise DeclarationError(Fault(f"the name '{name}' is taken", "give the edge a name of its own", path))
         base = load_energy(energy) if isinstance(energy, str) else (energy or self.energy)
-        coupling, specs = _specialise(base.coupling, base, "edge", {"pre", "post"}, term, parameters, path)
-        link = _within((*path, "via"), lambda: parse_connection(connection))
+        coupling, specs = specialise(base.coupling, base, "edge", {"pre", "post"}, term, parameters, path)
+        link = within((*path, "via"), lambda: parse_connection(connection))
         used = {key: spec for key, spec in specs.items() if key in names(coupling)}
         self.network.add_edge(pre, post, key=name, edge=Edge(name, pre, post, link, coupling, used))
         return self
@@ -158,7 +100,7 @@ class EnergyGraph:
         path = ("costs", node)
         if node not in self.network:
             raise no_such_node(node, self.network, path)
-        parsed = _within(path, lambda: parse(term))
+        parsed = within(path, lambda: parse(term))
         declared = self.node(node)
         faults = undeclared(parsed, term, {"x", "y"}, set(declared.parameters), "cost", path)
         if faults:
@@ -183,21 +125,19 @@ class EnergyGraph:
         encode: Any = None,
     ) -> EnergyGraph:
         path = ("nodes", name)
-        _check_name(name, path)
+        check_name(name, path)
         if name in self.network or name in (edge.name for edge in self.edges()):
             raise DeclarationError(Fault(f"the name '{name}' is taken", "rename one of the two", path))
         base = load_energy(energy) if isinstance(energy, str) else (energy or self.energy)
-        data_shape = _within(path, lambda: parse_shape(shape))
+        data_shape = within(path, lambda: parse_shape(shape))
         if role == "input":
-            codes = _within((*path, "encode"), lambda: parse_encoding(encode)) if encode is not None else base.encode
+            codes = within((*path, "encode"), lambda: parse_encoding(encode)) if encode is not None else base.encode
             full = (data_shape[0] * max(len(codes), 1), *data_shape[1:])
             node = Node(name, full, data_shape, role, sp.Integer(0), base.domain_for("state"), {}, tuple(codes))
         else:
-            written, specs = _specialise(base.node, base, "node", {"x"}, term, parameters, path)
-            lives = (
-                base.domain_for(role) if domain is None else _within((*path, "domain"), lambda: parse_domain(domain))
-            )
-            _within((*path, "domain"), lambda: lives.check(data_shape))
+            written, specs = specialise(base.node, base, "node", {"x"}, term, parameters, path)
+            lives = base.domain_for(role) if domain is None else within((*path, "domain"), lambda: parse_domain(domain))
+            within((*path, "domain"), lambda: lives.check(data_shape))
             overridden = set(parameters or ())
             used = {key: spec for key, spec in specs.items() if key in names(written) or key in overridden}
             node = Node(name, data_shape, data_shape, role, written, lives, used)
@@ -346,76 +286,3 @@ class EnergyGraph:
         return (
             f"EnergyGraph({self.name or self.energy.name or 'custom'}: {nodes}; {self.network.number_of_edges()} edges)"
         )
-
-
-def parse_shape(declared: object) -> Shape:
-    """A shape from a positive whole number or a list of them."""
-    items = list(declared) if isinstance(declared, list | tuple) else [declared]
-    for item in items:
-        if isinstance(item, bool) or not isinstance(item, int) or item < 1:
-            raise ShapeError(
-                Fault(
-                    f"the shape {declared!r} is not made of positive whole numbers",
-                    "such as 64 or [3, 32, 32]",
-                    ("shape",),
-                )
-            )
-    if not items or len(items) > 8 or math.prod(cast(list[int], items)) > MAX_UNITS:
-        raise ShapeError(Fault(f"the shape {declared!r} is out of range", f"at most {MAX_UNITS} units", ("shape",)))
-    return tuple(cast(list[int], items))
-
-
-def _specialise(
-    term: sp.Expr,
-    base: Energy,
-    kind: str,
-    states: set[str],
-    own_term: Any,
-    changes: Mapping[str, Any] | None,
-    path: tuple[str, ...],
-) -> tuple[sp.Expr, dict[str, ParameterSpec]]:
-    """The term and parameters of one node or edge: those of the energy, with its own changes."""
-    specs = {key: spec for key, spec in base.parameters.items() if spec.on == kind}
-    for key, change in (changes or {}).items():
-        here = (*path, "parameters", key)
-        if isinstance(change, ParameterSpec):
-            specs[key] = change
-        elif not isinstance(change, Mapping):
-            raise DeclarationError(Fault("expected a mapping", "such as {init: zeros, frozen: true}", here))
-        elif key in specs:
-            specs[key] = _within(here, lambda s=specs[key], c=change: s.override(c))
-        elif key in RESERVED:
-            raise DeclarationError(Fault(f"'{key}' is reserved", "choose another name", here))
-        else:
-            specs[key] = _within(here, lambda k=key, c=change: parse_parameter(k, {"on": kind, **c}))
-    if own_term is not None:
-        term = _within((*path, "term"), lambda: parse(own_term))
-        faults = undeclared(term, own_term, states, set(specs), kind, (*path, "term"))
-        if faults:
-            raise DeclarationError(faults)
-    return term, specs
-
-
-def _within(path: tuple[str, ...], make: Callable[[], T]) -> T:
-    try:
-        return make()
-    except DeclarationError as error:
-        raise error.under(*path) from None
-
-
-def _check_name(name: str, path: tuple[str, ...]) -> None:
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise DeclarationError(
-            Fault(
-                f"{str(name)[:100]!r} is not a name",
-                "use letters, digits and single underscores, and begin with a letter",
-                path,
-            )
-        )
-
-
-def no_such_node(name: str, known: Iterable[str], path: tuple[str | int, ...]) -> DeclarationError:
-    """The error for an edge or cost that names a node which isn't there."""
-    close = difflib.get_close_matches(name, list(known), 1)
-    hint = f"did you mean {close[0]}? or " if close else ""
-    return DeclarationError(Fault(f"there is no node '{name}'", f"{hint}declare it under nodes", path, at_key=True))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from physnet.contrast import Phases
-from physnet.errors import DeclarationError, Fault
+from physnet.errors import DeclarationError, Fault, ShapeError
 from physnet.model import EnergyModel
 from physnet.problem import Problem, State
 from physnet.protocols import Protocol, find_protocol
@@ -97,6 +97,12 @@ class EquilibriumPropagation(nn.Module):
         """
         self.batches = self.batches + 1 if step is None else step
         model = self.model
+        unknown = batch.keys() - model.targets.keys() - model.inputs.keys()
+        if unknown:
+            raise ShapeError(
+                f"'{min(unknown)}' is neither an input nor a target",
+                f"inputs: {', '.join(model.inputs)}; targets: {', '.join(model.targets)}",
+            )
         targets = {name: batch.pop(name) for name in list(batch) if name in model.targets}
         inputs = {name: torch.as_tensor(value) for name, value in batch.items()}
         leaves = (*inputs.values(), *model.tensors.values())

@@ -17,9 +17,10 @@ from typing import cast
 import networkx as nx
 import sympy as sp
 
+from physnet.elements import Cost, Edge, Node
 from physnet.errors import DeclarationError
 from physnet.expressions import derivative, names, symbol
-from physnet.graph import Cost, Edge, EnergyGraph, Node
+from physnet.graph import EnergyGraph
 from physnet.separation import POST, PRE, GradientOnly, Separated, Solver, X, classify, separate
 
 BETA = sp.Symbol("nudge", real=True)

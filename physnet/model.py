@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from physnet.codegen import generate, load
+from physnet.elements import Node
 from physnet.errors import RelaxationError, ShapeError
-from physnet.graph import EnergyGraph, Node
+from physnet.graph import EnergyGraph
 from physnet.lowering import Plan, lower
 from physnet.printing import elementwise
 from physnet.problem import Problem

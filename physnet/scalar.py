@@ -14,7 +14,8 @@ MAX_ITERATIONS = 60
 
 
 def reciprocal(curvature: Tensor | float, node: str) -> Tensor | float:
-    """1/curvature, and 0 for floating units, whose energy is flat and which therefore stay at 0.
+    """1/curvature. Where the energy is flat the result is huge: a unit that no drive moves is put to 0, and one that a
+    drive does move goes to its bound, or is found to be not finite where it has none.
 
     Raises:
         RelaxationError: if a curvature is negative, so that the energy has no minimum.
@@ -29,9 +30,7 @@ def reciprocal(curvature: Tensor | float, node: str) -> Tensor | float:
             f"node '{node}': the curvature of the energy is {lowest:.3g} < 0, so that it falls without bound; "
             "use a smaller |beta|, or keep the couplings nonnegative"
         )
-    if lowest > 0:
-        return curvature.reciprocal()
-    return torch.where(curvature > 0, curvature.reciprocal(), torch.zeros_like(curvature))
+    return curvature.clamp_min(torch.finfo(curvature.dtype).tiny).reciprocal()
 
 
 def to_bound(drive: Tensor, x: Tensor, domain: Domain) -> Tensor:

@@ -255,10 +255,35 @@ def test_edges_may_be_called_anything(name: str) -> None:
     assert torch.equal(problem.minimise(("right",), state)["right"], reference.minimise(("right",), state)["right"])
 
 
-def test_names_that_would_meet_in_the_source_are_refused() -> None:
+def test_names_never_meet_in_the_source() -> None:
+    """An input called like a phase of a node: both keep their own force."""
     graph = EnergyGraph("hopfield").input("h_free", 2).state("h", 2).couple("h_free", "h")
-    with pytest.raises(DeclarationError, match="rename"):
-        compile_energy(graph)
+    problem, state = some_problem(compile_energy(graph))
+    expected = autograd_force(problem, state)
+    for name, force in problem.force(state, ["h", "h_free"]).items():
+        assert torch.allclose(force, expected[name], rtol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["a__b", "_a", "1a", "a b", "a.b", "", "ä", "a" * 101])
+def test_names_that_are_no_names_are_refused(name: str) -> None:
+    with pytest.raises(DeclarationError, match="is not a name"):
+        EnergyGraph("hopfield").state(name, 2)
+
+
+@pytest.mark.parametrize("name", ["target", "beta", "rows", "step"])
+def test_inputs_are_not_called_like_arguments(name: str) -> None:
+    with pytest.raises(DeclarationError, match="argument of relax"):
+        EnergyGraph("hopfield").input(name, 2)
+
+
+@pytest.mark.parametrize(("domain", "expected"), [([-1, 2], 2.0), ("nonpositive", 0.0)])
+def test_a_driven_unit_with_a_flat_energy_goes_to_its_bound(domain: object, expected: float) -> None:
+    """Conductances of zero leave only the current source, E = -i x."""
+    graph = EnergyGraph("resistive").input("image", 1, encode="x")
+    graph.state("unit", 1, domain=domain, parameters={"i": {"init": "ones"}})
+    graph.couple("image", "unit", parameters={"g": {"init": "zeros"}})
+    problem = compile_energy(graph).problem(image=torch.zeros(1, 1))
+    assert problem.minimise(("unit",), problem.zero())["unit"].item() == expected
 
 
 @pytest.mark.parametrize("node", ["3", "b**2", "0"])

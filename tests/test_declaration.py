@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from physnet.declaration import graph_from_yaml, graph_to_yaml, json_schema, load_experiment, parse_experiment
+from physnet.declaration import graph_from_yaml, graph_to_yaml, load_experiment, parse_experiment
 from physnet.energy import Energy, catalogue
 from physnet.errors import DeclarationError, ShapeError
 from physnet.graph import EnergyGraph
+from physnet.schema import json_schema
 
 ROOT = Path(__file__).parent.parent
 GOOD = """\

@@ -1,0 +1,148 @@
+"""What a graph is made of: nodes, edges and costs, and how their declarations are read."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+import sympy as sp
+
+from physnet.connections import Connection, Shape
+from physnet.domains import Domain
+from physnet.energy import Energy, undeclared
+from physnet.errors import DeclarationError, Fault, ShapeError
+from physnet.expressions import RESERVED, parse
+from physnet.parameters import ParameterSpec, parse_parameter
+
+T = TypeVar("T")
+MAX_UNITS = 2**31
+_NAME = re.compile(r"(?=.{1,100}$)[A-Za-z][A-Za-z0-9]*(_[A-Za-z0-9]+)*")
+KEYWORDS = frozenset({"settings", "target", "beta", "start", "rows", "seed", "step"})
+"""Names that inputs can't have, since inputs are passed as keyword arguments beside these."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """A group of units with one state tensor of shape [rows, *shape].
+
+    Arguments:
+        shape: shape of the state, after encoding.
+        data_shape: shape of what the user gives, before encoding.
+        role: `input` (clamped), `state` or `output` (free).
+        term: the node energy, in `x` and parameters.
+        domain: where free states live.
+        parameters: declarations of the parameters that the term or a cost uses.
+        encode: expressions in `x` that the input is turned into.
+    """
+
+    name: str
+    shape: Shape
+    data_shape: Shape
+    role: str
+    term: sp.Expr
+    domain: Domain
+    parameters: Mapping[str, ParameterSpec]
+    encode: tuple[sp.Expr, ...] = ()
+
+    @property
+    def free(self) -> bool:
+        return self.role != "input"
+
+
+@dataclass(frozen=True)
+class Edge:
+    """A coupling from one node to another over a connection."""
+
+    name: str
+    pre: str
+    post: str
+    connection: Connection
+    term: sp.Expr
+    parameters: Mapping[str, ParameterSpec]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """weight * sum over units of term(x, y), on one node; y is the batch tensor called `target`."""
+
+    node: str
+    term: sp.Expr
+    target: str = "target"
+    weight: float = 1.0
+
+
+def parse_shape(declared: object) -> Shape:
+    """A shape from a positive whole number or a list of them."""
+    items = list(declared) if isinstance(declared, list | tuple) else [declared]
+    for item in items:
+        if isinstance(item, bool) or not isinstance(item, int) or item < 1:
+            raise ShapeError(
+                Fault(
+                    f"the shape {declared!r} is not made of positive whole numbers",
+                    "such as 64 or [3, 32, 32]",
+                    ("shape",),
+                )
+            )
+    if not items or len(items) > 8 or math.prod(cast(list[int], items)) > MAX_UNITS:
+        raise ShapeError(Fault(f"the shape {declared!r} is out of range", f"at most {MAX_UNITS} units", ("shape",)))
+    return tuple(cast(list[int], items))
+
+
+def specialise(
+    term: sp.Expr,
+    base: Energy,
+    kind: str,
+    states: set[str],
+    own_term: Any,
+    changes: Mapping[str, Any] | None,
+    path: tuple[str, ...],
+) -> tuple[sp.Expr, dict[str, ParameterSpec]]:
+    """The term and parameters of one node or edge: those of the energy, with its own changes."""
+    specs = {key: spec for key, spec in base.parameters.items() if spec.on == kind}
+    for key, change in (changes or {}).items():
+        here = (*path, "parameters", key)
+        if isinstance(change, ParameterSpec):
+            specs[key] = change
+        elif not isinstance(change, Mapping):
+            raise DeclarationError(Fault("expected a mapping", "such as {init: zeros, frozen: true}", here))
+        elif key in specs:
+            specs[key] = within(here, lambda s=specs[key], c=change: s.override(c))
+        elif key in RESERVED:
+            raise DeclarationError(Fault(f"'{key}' is reserved", "choose another name", here))
+        else:
+            specs[key] = within(here, lambda k=key, c=change: parse_parameter(k, {"on": kind, **c}))
+    if own_term is not None:
+        term = within((*path, "term"), lambda: parse(own_term))
+        faults = undeclared(term, own_term, states, set(specs), kind, (*path, "term"))
+        if faults:
+            raise DeclarationError(faults)
+    return term, specs
+
+
+def within(path: tuple[str, ...], make: Callable[[], T]) -> T:
+    try:
+        return make()
+    except DeclarationError as error:
+        raise error.under(*path) from None
+
+
+def check_name(name: str, path: tuple[str, ...]) -> None:
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise DeclarationError(
+            Fault(
+                f"{str(name)[:100]!r} is not a name",
+                "use letters, digits and single underscores, and begin with a letter",
+                path,
+            )
+        )
+
+
+def no_such_node(name: str, known: Iterable[str], path: tuple[str | int, ...]) -> DeclarationError:
+    """The error for an edge or cost that names a node which isn't there."""
+    close = difflib.get_close_matches(name, list(known), 1)
+    hint = f"did you mean {close[0]}? or " if close else ""
+    return DeclarationError(Fault(f"there is no node '{name}'", f"{hint}declare it under nodes", path, at_key=True))

@@ -1,0 +1,133 @@
+"""The schema of experiment files: which keys there are, and what their defaults are.
+
+What the values mean is decided where they are used; this is also what editors complete and check against.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+
+from physnet.energy import FORMAT
+
+
+def _shown(**schema: Any) -> WithJsonSchema:
+    """What editors are told about a value that the graph checks itself."""
+    return WithJsonSchema(schema)
+
+
+_Expression = Annotated[Any, _shown(type=["string", "number"], description="an expression, such as x**2/2 - b*x")]
+_Encoding = Annotated[
+    Any, _shown(type=["string", "array"], description="expressions in x, stacked along the first axis")
+]
+_Shape = Annotated[
+    Any,
+    _shown(anyOf=[{"type": "integer", "minimum": 1}, {"type": "array", "items": {"type": "integer", "minimum": 1}}]),
+]
+_Domain = Annotated[
+    Any,
+    _shown(
+        type=["string", "array", "object"], description="real, nonnegative, nonpositive, circle, [lo, hi], or parts"
+    ),
+]
+_Energy = Annotated[
+    Any,
+    _shown(type=["string", "object"], description="an entry of the catalogue, or node, coupling, domain, parameters"),
+]
+_Edge = Annotated[
+    Any, _shown(type=["string", "object"], description="'a -> b', or {'a -> b': connection or {via, name, gain, ...}}")
+]
+_Parameters = Annotated[Any, _shown(type="object", description="changes to declared parameters, or new ones, by name")]
+_Named = Annotated[Any, _shown(type=["string", "object"], description="a name, or {name: {options}}")]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class NodeSchema(_Strict):
+    """A node: units that share a shape and an energy."""
+
+    shape: _Shape
+    role: Literal["input", "state", "output"] = "state"
+    domain: _Domain = None
+    encode: _Encoding = None
+    energy: _Energy = None
+    term: _Expression = None
+    parameters: _Parameters = None
+
+
+class CostSchema(_Strict):
+    """One cost: weight times the sum of a term over the units of a node."""
+
+    node: str
+    term: _Expression
+    target: str = "target"
+    weight: float = 1.0
+
+
+class RelaxSchema(_Strict):
+    """How a phase relaxes."""
+
+    integrator: str = "auto"
+    tolerance: float | None = Field(default=None, gt=0)
+    max_sweeps: int = Field(default=1000, ge=1)
+    initial: Literal["zero", "forward", "random", "previous"] = "zero"
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class LearnSchema(_Strict):
+    """How gradients are estimated."""
+
+    protocol: str = "centered"
+    beta: float = Field(default=0.1, gt=0, allow_inf_nan=False)
+    nudged: RelaxSchema | None = None
+
+
+class TrainSchema(_Strict):
+    """How the network is trained, and on what."""
+
+    data: _Named = "digits"
+    epochs: int = Field(default=10, ge=1)
+    batch: int = Field(default=64, ge=1)
+    optimizer: _Named = "sgd"
+    scheduler: _Named = None
+    rates: dict[str, float] = Field(default_factory=dict, description="learning rates of single tensors, by name")
+    seed: int = Field(default=0, ge=0)
+    dtype: Literal["float32", "float64"] = "float32"
+    device: str = "auto"
+    threads: int | None = Field(default=None, ge=1)
+
+
+class ExperimentSchema(_Strict):
+    """A whole experiment: a network, how it learns, and what it is trained on."""
+
+    physnet: int = Field(default=FORMAT, description="version of the format")
+    name: str = ""
+    energy: _Energy = None
+    nodes: dict[str, NodeSchema]
+    edges: list[_Edge] = Field(default_factory=list)
+    cost: _Expression = None
+    costs: list[CostSchema] = Field(default_factory=list)
+    relax: RelaxSchema = Field(default_factory=lambda: RelaxSchema())
+    learn: LearnSchema = Field(default_factory=lambda: LearnSchema())
+    train: TrainSchema = Field(default_factory=lambda: TrainSchema())
+
+
+def keys_at(path: tuple[str | int, ...]) -> list[str]:
+    """The keys that the schema knows at a path."""
+    schema: Any = ExperimentSchema
+    for key in path:
+        if isinstance(schema, type) and issubclass(schema, BaseModel):
+            if key not in schema.model_fields:
+                continue
+            annotation = schema.model_fields[str(key)].annotation
+            inner = [a for a in getattr(annotation, "__args__", ()) if isinstance(a, type) and issubclass(a, BaseModel)]
+            schema = inner[0] if inner else annotation
+    return list(schema.model_fields) if isinstance(schema, type) and issubclass(schema, BaseModel) else []
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of experiment files, for editors."""
+    return ExperimentSchema.model_json_schema() | {"$schema": "https://json-schema.org/draft/2020-12/schema"}
