@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import linecache
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any, cast
 
 import sympy as sp
@@ -32,10 +31,10 @@ from physnet.lowering import (
     Source,
     contrast_products,
     parameter_slope,
-    target_symbol,
 )
-from physnet.printing import TorchPrinter, function_namespace, shown
+from physnet.printing import function_namespace, shown
 from physnet.separation import POST, PRE, GradientOnly, Linear, Quadratic, Scalar, Sinusoid, Solver, X
+from physnet.vocabulary import Vocabulary
 
 
 class _Lines:
@@ -75,10 +74,12 @@ def load(plan: Plan, source: str) -> dict[str, Any]:
     return namespace
 
 
-@dataclass
-class _Emitter:
-    plan: Plan
-    out: _Lines
+class _Emitter(Vocabulary):
+    """Writes the functions of a plan."""
+
+    def __init__(self, plan: Plan, out: _Lines) -> None:
+        super().__init__(plan)
+        self.out = out
 
     def emit(self) -> None:
         for plan in self.plan.nodes.values():
@@ -100,48 +101,6 @@ class _Emitter:
             for name in plan.node.parameters:
                 self.node_contrast(plan, name)
 
-    # ------------------------------------------------------------ symbols
-
-    def print(self, expression: sp.Expr, *tables: dict[sp.Basic, str]) -> str:
-        where: dict[sp.Basic, str] = {}
-        for table in tables:
-            where |= table
-        return TorchPrinter(where).doprint(expression)
-
-    def node_symbols(self, name: str) -> dict[sp.Basic, str]:
-        """Parameters, targets and the nudge, as a node's functions see them."""
-        node = self.plan.graph.node(name)
-        table: dict[sp.Basic, str] = {BETA: "beta"}
-        for key, spec in node.parameters.items():
-            view = f"[:{', None' * (len(node.shape) - 1)}]" if spec.shape == "channel" and len(node.shape) > 1 else ""
-            table[symbol(key)] = f'p["{name}.{key}"]{view}'
-        for cost in self.plan.graph.costs:
-            table[target_symbol(cost.target)] = f'y["{cost.target}"]'
-        return table
-
-    def edge_symbols(self, plan: EdgePlan) -> dict[sp.Basic, str]:
-        return {symbol(key): f'p["{plan.edge.name}.{key}"]' for key in plan.edge.parameters}
-
-    def kernel(self, edge: str, expression: sp.Expr) -> str:
-        """The weight of a product; a plain number means every pair counts once."""
-        if expression.is_number:
-            return f"number({self.print(expression)}, s)"
-        return self.print(expression, self.edge_symbols(self.plan.edges[edge]))
-
-    def source(self, source: Source) -> str:
-        plan = self.plan.edges[source.edge]
-        way = "adjoint" if source.adjoint else "apply"
-        state = f's["{source.neighbour}"]'
-        value = self.print(source.function, {X: state})
-        if source.constant:
-            value = f"ones({source.edge}_edge.{'post' if source.adjoint else 'pre'}, s)"
-            if source.function != 1:
-                value = f"{self.print(source.function)}*{value}"
-        return f"{plan.edge.name}_edge.{way}({value}, {self.kernel(source.edge, source.kernel)})"
-
-    def sum_of(self, sources: Iterable[Source]) -> str:
-        return " + ".join(map(self.source, sources))
-
     # ------------------------------------------------------------ relaxation
 
     def fixed(self, plan: NodePlan) -> None:
@@ -150,9 +109,6 @@ class _Emitter:
         self.out.function(f"fixed_{name}(p, s)", f"Fields of {name} from clamped nodes and parameters alone.")
         entries = ", ".join(f"{field.index}: {self.sum_of(field.fixed)}" for field in present)
         self.out(f"return {{{entries}}}")
-
-    def fixed_table(self, plan: NodePlan) -> dict[sp.Basic, str]:
-        return {field.fixed_symbol: f'k["{plan.node.name}"][{field.index}]' for field in plan.fields}
 
     def live(self, fields: Iterable[Field], wanted: set[sp.Basic]) -> dict[sp.Basic, str]:
         """Emit the live fields that are needed, and say what they are called."""
@@ -295,16 +251,6 @@ class _Emitter:
             source = Source(edge.name, adjoint, term.kernel, edge.post if adjoint else edge.pre, function)
             terms.append(f"- ({self.print(slope, {X: self.state(name)})})*{self.source(source)}")
         return terms
-
-    @staticmethod
-    def state(name: str) -> str:
-        return f's["{name}"]'
-
-    def pair_symbols(self, plan: EdgePlan) -> dict[sp.Basic, str]:
-        """Symbols of a coupling that is broadcast over all pairs."""
-        edge = plan.edge
-        pairs = f'{edge.name}_edge.pairs(s["{edge.pre}"], s["{edge.post}"])'
-        return self.edge_symbols(plan) | {PRE: f"{pairs}[0]", POST: f"{pairs}[1]"}
 
     def mixed_force(self, edge_name: str, node: str) -> str:
         plan = self.plan.edges[edge_name]

@@ -1,0 +1,73 @@
+"""How generated code calls things: parameters, states, targets, weights, fields."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import sympy as sp
+
+from physnet.expressions import symbol
+from physnet.lowering import BETA, EdgePlan, NodePlan, Plan, Source, target_symbol
+from physnet.printing import TorchPrinter
+from physnet.separation import POST, PRE, X
+
+Names = dict[sp.Basic, str]
+
+
+class Vocabulary:
+    """The names of one plan in torch code."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+
+    def print(self, expression: sp.Expr, *tables: Names) -> str:
+        where: Names = {}
+        for table in tables:
+            where |= table
+        return TorchPrinter(where).doprint(expression)
+
+    def node_symbols(self, name: str) -> Names:
+        """Parameters, targets and the nudge, as a node's functions see them."""
+        node = self.plan.graph.node(name)
+        table: Names = {BETA: "beta"}
+        for key, spec in node.parameters.items():
+            view = f"[:{', None' * (len(node.shape) - 1)}]" if spec.shape == "channel" and len(node.shape) > 1 else ""
+            table[symbol(key)] = f'p["{name}.{key}"]{view}'
+        for cost in self.plan.graph.costs:
+            table[target_symbol(cost.target)] = f'y["{cost.target}"]'
+        return table
+
+    def edge_symbols(self, plan: EdgePlan) -> Names:
+        return {symbol(key): f'p["{plan.edge.name}.{key}"]' for key in plan.edge.parameters}
+
+    def kernel(self, edge: str, expression: sp.Expr) -> str:
+        """The weight of a product; a plain number means every pair counts once."""
+        if expression.is_number:
+            return f"number({self.print(expression)}, s)"
+        return self.print(expression, self.edge_symbols(self.plan.edges[edge]))
+
+    def source(self, source: Source) -> str:
+        plan = self.plan.edges[source.edge]
+        way = "adjoint" if source.adjoint else "apply"
+        value = self.print(source.function, {X: self.state(source.neighbour)})
+        if source.constant:
+            value = f"ones({source.edge}_edge.{'post' if source.adjoint else 'pre'}, s)"
+            if source.function != 1:
+                value = f"{self.print(source.function)}*{value}"
+        return f"{plan.edge.name}_edge.{way}({value}, {self.kernel(source.edge, source.kernel)})"
+
+    def sum_of(self, sources: Iterable[Source]) -> str:
+        return " + ".join(map(self.source, sources))
+
+    def fixed_table(self, plan: NodePlan) -> Names:
+        return {field.fixed_symbol: f'k["{plan.node.name}"][{field.index}]' for field in plan.fields}
+
+    @staticmethod
+    def state(name: str) -> str:
+        return f's["{name}"]'
+
+    def pair_symbols(self, plan: EdgePlan) -> Names:
+        """Symbols of a coupling that is broadcast over all pairs."""
+        edge = plan.edge
+        pairs = f'{edge.name}_edge.pairs(s["{edge.pre}"], s["{edge.post}"])'
+        return self.edge_symbols(plan) | {PRE: f"{pairs}[0]", POST: f"{pairs}[1]"}
