@@ -205,3 +205,10 @@ def test_cosine_and_error_of_known_vectors() -> None:
     assert cosine(a, b) == pytest.approx(24 / 25)
     assert relative_error(a, b) == pytest.approx(2**0.5 / 5)
     assert cosine(0 * a, 0 * b) == 1
+
+
+@pytest.mark.slow
+def test_the_demo_reaches_97_per_cent() -> None:
+    last = list(Trainer(load_experiment(ROOT / "examples" / "digits_hopfield.yaml")).epochs())[-1]
+    assert last.test_error is not None
+    assert last.test_error <= 3
