@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from physnet.domains import Domain
 from physnet.errors import RelaxationError
 
+States = Float[Tensor, "rows *node"]
 MAX_ITERATIONS = 60
 
 
@@ -33,7 +35,7 @@ def reciprocal(curvature: Tensor | float, node: str) -> Tensor | float:
     return curvature.clamp_min(torch.finfo(curvature.dtype).tiny).reciprocal()
 
 
-def to_bound(drive: Tensor, x: Tensor, domain: Domain) -> Tensor:
+def to_bound(drive: States, x: States, domain: Domain) -> States:
     """argmin of -drive x: the bound that the drive points to; a unit without drive stays."""
     lo, hi = domain.bounds(x)
     return torch.where(drive > 0, hi, torch.where(drive < 0, lo, x))
@@ -42,9 +44,9 @@ def to_bound(drive: Tensor, x: Tensor, domain: Domain) -> Tensor:
 def minimise(
     energy: Callable[[Tensor], Tensor],
     slopes: Callable[[Tensor], tuple[Tensor | float, Tensor | float]],
-    start: Tensor,
+    start: States,
     domain: Domain,
-) -> Tensor:
+) -> States:
     """The local minimum of E(x) that a descent from `start` leads to, for every element on its own.
 
     Newton's method inside a bracket [a, b] with E'(a) <= 0 <= E'(b). Where a Newton step is uphill or leaves the
