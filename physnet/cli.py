@@ -241,6 +241,11 @@ def _draw(trainer: Trainer, history: list[Metrics], folder: Path) -> None:
         console.print(
             f"[bold]test accuracy {100 - last.test_error:.2f} %[/] after {last.epoch} epochs in {seconds:.1f} s"
         )
+    if last.unconverged:
+        console.print(
+            f"[yellow]{last.unconverged:.2f} % of the samples missed the tolerance of the free phase: "
+            "raise relax.max_sweeps or relax.tolerance[/]"
+        )
     console.print(f"learning curve  {curve}\nrelaxation      {picture}\nrun             {folder}", highlight=False)
 
 

@@ -157,10 +157,9 @@ class _Emitter(Vocabulary):
         table = self.live(plan.fields, wanted)
         written = []
         for index, (constant, live) in enumerate(pieces):
-            terms = ([] if constant == 0 else [f"c[{index}]"]) + (
-                [] if live == 0 else [self.print(live, table, symbols)]
-            )
-            written.append(" + ".join(terms) or f'0*s["{plan.node.name}"]')
+            terms = [] if constant == 0 else [f"c[{index}]"]
+            terms.append(self.zero(plan.node.name) if live == 0 else self.print(live, table, symbols))
+            written.append(" + ".join(terms))
         self.out(f"return {form.format(*written)}")
 
     def quadratic(self, plan: NodePlan, head: str, doc: str, body: str, curvature: sp.Expr, drive: sp.Expr) -> None:
@@ -186,10 +185,9 @@ class _Emitter(Vocabulary):
         self.out.function(body, f"argmin over the domain of curvature/2 x^2 - drive x, curvature = {shown(curvature)}.")
         table = self.live(plan.fields, live.free_symbols)
         terms = [] if constant == 0 else ["c[0]"]
-        if live != 0:
-            printed = self.print(live, table, symbols)
-            terms.append(printed if unit else f"({printed})*c[1]")
-        self.out(f"return {name}_domain.project({' + '.join(terms) or f'''0*s[{name!r}]'''})")
+        printed = self.zero(name) if live == 0 else self.print(live, table, symbols)
+        terms.append(printed if unit or live == 0 else f"({printed})*c[1]")
+        self.out(f"return {name}_domain.project({' + '.join(terms)})")
 
     def scalar(self, plan: NodePlan, head: str, doc: str, body: str, solver: Scalar) -> None:
         name = plan.node.name
@@ -307,9 +305,10 @@ class _Emitter(Vocabulary):
         )
         weight = f'p["{full}"]'
         if plan.separated is None:
-            printed = self.print(slope, self.pair_symbols(plan))
+            pairs = self.pair_symbols(plan)
             self.out("s = phases.expand(s)")
-            self.out(f"return phases.reduce({printed}, {weight})")
+            every_pair = f"0*{pairs[PRE]}*{pairs[POST]}"  # a summand without pre or post counts once per pair, too
+            self.out(f"return phases.reduce({self.print(slope, pairs)} + {every_pair}, {weight})")
             return
         terms: list[str] = []
         for factor, products in contrast_products(plan, parameter).items():

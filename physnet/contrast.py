@@ -33,7 +33,7 @@ class Phases:
         whole = sum(self.coefficients)
         self.sum = 0.0 if abs(whole) < 1e-9 * max(map(abs, self.coefficients)) else whole
 
-    def difference(self, v: Float[Tensor, "phased *unit"], number: float = 1.0) -> Float[Tensor, "rows *unit"]:
+    def difference(self, v: Float[Tensor, " phased *unit"], number: float = 1.0) -> Float[Tensor, " rows *unit"]:
         """number * scale * sum_k c_k v_k: [phases * rows, ...] -> [rows, ...]."""
         blocks = v.unflatten(0, (len(self.coefficients), self.rows))
         first = blocks[0]
@@ -46,8 +46,8 @@ class Phases:
         return sum(parts[1:], parts[0])
 
     def free_free(
-        self, u: Float[Tensor, "phased *pre"], v: Float[Tensor, "phased *post"], number: float
-    ) -> tuple[Float[Tensor, "phased *pre"], Float[Tensor, "phased *post"]]:
+        self, u: Float[Tensor, " phased *pre"], v: Float[Tensor, " phased *post"], number: float
+    ) -> tuple[Float[Tensor, " phased *pre"], Float[Tensor, " phased *post"]]:
         """Rows U, V with U^T V = number * sum_k c_k u_k^T v_k, both ends being free."""
         if u.numel() < v.numel():  # the scaled copies are made of the smaller end
             right, left = self.free_free(v, u, number)

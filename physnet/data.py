@@ -63,8 +63,8 @@ def npz(file: str) -> DataSet:
             arrays = {key: archive[key] for key in archive.files}
     except FileNotFoundError:
         raise DataError(f"{file}: no such file; it should hold x_train, y_train, x_test and y_test") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as problem:
-        raise DataError(f"{file}: not a readable .npz file ({problem}); write it with numpy.savez") from None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        raise DataError(f"{file}: not a readable .npz file; write it with numpy.savez") from None
     splits: dict[str, Arrays] = {"train": {}, "test": {}}
     for key, value in arrays.items():
         name, _, split = key.rpartition("_")
@@ -73,7 +73,7 @@ def npz(file: str) -> DataSet:
         splits[split][name] = value.astype(np.float32) if value.dtype.kind == "f" else value
     for split, found in splits.items():
         sizes = {key: len(value) for key, value in found.items()}
-        if not found or len(set(sizes.values())) != 1:
+        if not found or len(set(sizes.values())) != 1 or 0 in sizes.values():
             raise DataError(f"{file}: the {split} arrays have sizes {sizes}; give every sample once in each")
         for key, value in found.items():
             if value.dtype.kind == "f" and not np.isfinite(value).all():

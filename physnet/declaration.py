@@ -42,12 +42,29 @@ class Experiment:
     train: TrainSchema
     source: Source = field(repr=False)
 
+    @property
+    def data(self) -> Any:
+        """The declared data set, with paths relative to the file made absolute."""
+        declared = self.train.data
+        if not isinstance(declared, Mapping):
+            return declared
+        folder = Path(self.source.name).parent
+        return {
+            name: {
+                key: str((folder / value).resolve()) if key in ("file", "folder") and isinstance(value, str) else value
+                for key, value in options.items()
+            }
+            if isinstance(options, Mapping)
+            else options
+            for name, options in declared.items()
+        }
+
     def resolved(self) -> dict[str, Any]:
         """Everything that a run depends on, as plain data that can be read back."""
         return self.graph.declaration() | {
             "relax": self.relax.model_dump(),
             "learn": self.learn.model_dump(exclude_none=True),
-            "train": self.train.model_dump(exclude_none=True),
+            "train": self.train.model_dump(exclude_none=True) | {"data": self.data},
         }
 
     def fault(self, message: str, fix: str, *path: str | int) -> DeclarationError:

@@ -160,6 +160,9 @@ class Partition(Domain):
     parts: tuple[tuple[Interval, int | None], ...]
     _bounds: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict, compare=False, repr=False)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Partition, (self.parts,)
+
     def counts(self, units: int) -> list[int]:
         fixed = sum(count for _, count in self.parts if count is not None)
         open_parts = [index for index, (_, count) in enumerate(self.parts) if count is None]
@@ -180,17 +183,18 @@ class Partition(Domain):
 
         key = (x.shape[1:], x.dtype, x.device)
         if key not in self._bounds:
-            counts = torch.tensor(self.counts(x.shape[1]))
-            view = (-1,) + (1,) * (x.dim() - 2)
-            lo, hi = (
-                torch.tensor([getattr(part, side) for part, _ in self.parts], dtype=x.dtype)
-                .repeat_interleave(counts)
-                .view(view)
-                .expand(x.shape[1:])
-                .contiguous()
-                .to(x.device)
-                for side in ("lo", "hi")
-            )
+            with torch.inference_mode(False):  # the cache outlives the mode that it was filled in
+                counts = torch.tensor(self.counts(x.shape[1]))
+                view = (-1,) + (1,) * (x.dim() - 2)
+                lo, hi = (
+                    torch.tensor([getattr(part, side) for part, _ in self.parts], dtype=x.dtype)
+                    .repeat_interleave(counts)
+                    .view(view)
+                    .expand(x.shape[1:])
+                    .contiguous()
+                    .to(x.device)
+                    for side in ("lo", "hi")
+                )
             self._bounds[key] = lo, hi
         return self._bounds[key]
 

@@ -21,7 +21,7 @@ from physnet.parameters import ParameterSpec, parse_parameter
 T = TypeVar("T")
 MAX_UNITS = 2**31
 _NAME = re.compile(r"(?=.{1,100}$)[A-Za-z][A-Za-z0-9]*(_[A-Za-z0-9]+)*")
-KEYWORDS = frozenset({"settings", "target", "beta", "start", "rows", "seed", "step"})
+KEYWORDS = frozenset({"relaxation", "target", "beta", "start", "rows", "seed", "step"})
 """Names that inputs can't have, since inputs are passed as keyword arguments beside these."""
 
 
@@ -139,6 +139,13 @@ def check_name(name: str, path: tuple[str, ...]) -> None:
                 path,
             )
         )
+
+
+def unused(name: str, used: Iterable[str], path: tuple[str | int, ...]) -> Fault:
+    """The fault of a parameter that no term uses: usually a slip in the name of one that is used."""
+    close = difflib.get_close_matches(name, list(used), 1, 0.3)
+    hint = f"did you mean {close[0]}? or " if close else ""
+    return Fault(f"no term uses the parameter '{name}'", f"{hint}remove it", path, at_key=True)
 
 
 def no_such_node(name: str, known: Iterable[str], path: tuple[str | int, ...]) -> DeclarationError:

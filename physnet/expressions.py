@@ -22,8 +22,6 @@ MAX_DEPTH = 60
 MAX_EXPONENT = 32
 MAX_DIGITS = 40
 
-Expression = sp.Expr
-
 
 class relu(sp.Function):
     """max(x, 0)"""

@@ -16,7 +16,18 @@ import sympy as sp
 
 from physnet.connections import Connection, Shape, parse_connection
 from physnet.domains import parse_domain
-from physnet.elements import KEYWORDS, Cost, Edge, Node, check_name, no_such_node, parse_shape, specialise, within
+from physnet.elements import (
+    KEYWORDS,
+    Cost,
+    Edge,
+    Node,
+    check_name,
+    no_such_node,
+    parse_shape,
+    specialise,
+    unused,
+    within,
+)
 from physnet.energy import FORMAT, Energy, load_energy, parse_encoding, undeclared
 from physnet.errors import DeclarationError, Fault, ShapeError
 from physnet.expressions import names, parse, write
@@ -92,6 +103,8 @@ class EnergyGraph:
         coupling, specs = specialise(base.coupling, base, "edge", {"pre", "post"}, term, parameters, path)
         link = within((*path, "via"), lambda: parse_connection(connection))
         used = {key: spec for key, spec in specs.items() if key in names(coupling)}
+        for key in set(parameters or ()) - set(used):
+            raise DeclarationError(unused(key, used, (*path, "parameters", key)))
         self.network.add_edge(pre, post, key=name, edge=Edge(name, pre, post, link, coupling, used))
         return self
 
@@ -209,6 +222,12 @@ class EnergyGraph:
                 edge.connection.check(self.node(edge.pre).shape, self.node(edge.post).shape)
             except DeclarationError as error:
                 shape_faults.extend(error.under(*path).faults)
+        faults.extend(self._target_faults())
+        for node in self.nodes():
+            terms = [node.term, *(cost.term for cost in self.costs if cost.node == node.name)]
+            used = {name for term in terms for name in names(term)}
+            for key in sorted(set(node.parameters) - used):
+                faults.append(unused(key, used & set(node.parameters), ("nodes", node.name, "parameters", key)))
         inputs = [node.name for node in self.nodes() if not node.free]
         reached = {name for component in self._components() if component & set(inputs) for name in component}
         for name in free:
@@ -220,6 +239,18 @@ class EnergyGraph:
             raise ShapeError(shape_faults)
         if faults or shape_faults:
             raise DeclarationError([*faults, *shape_faults])
+
+    def _target_faults(self) -> Iterator[Fault]:
+        shapes: dict[str, Shape] = {}
+        for cost in self.costs:
+            path, shape = ("costs", cost.node), self.node(cost.node).shape
+            if cost.target in self.network and not self.node(cost.target).free:
+                yield Fault(f"the target '{cost.target}' is called like an input", "rename one of the two", path)
+            if cost.target in KEYWORDS - {"target"}:
+                yield Fault(f"a target can't be called '{cost.target}', an argument of relax", "rename it", path)
+            if shapes.setdefault(cost.target, shape) != shape:
+                message = f"the target '{cost.target}' belongs to nodes of shapes {shapes[cost.target]} and {shape}"
+                yield Fault(message, "give each its own target", path)
 
     def _components(self) -> Iterator[set[str]]:
         return (set(component) for component in nx.weakly_connected_components(self.network))

@@ -24,7 +24,7 @@ from physnet.problem import Problem, State
 from physnet.protocols import Protocol, find_protocol
 from physnet.randomness import stream
 from physnet.references import implicit_gradient
-from physnet.relaxation import Equilibrium, Relaxation, initial_state, run
+from physnet.relaxation import Equilibrium, Relaxation, full_precision, initial_state, run
 
 
 @dataclass
@@ -106,16 +106,21 @@ class EquilibriumPropagation(nn.Module):
         targets = {name: batch.pop(name) for name in list(batch) if name in model.targets}
         inputs = {name: torch.as_tensor(value) for name, value in batch.items()}
         leaves = (*inputs.values(), *model.tensors.values())
-        return _Equilibrate.apply(self, inputs, targets, torch.is_grad_enabled(), *leaves)  # pyright: ignore
+        with full_precision(model.device):
+            return _Equilibrate.apply(self, inputs, targets, torch.is_grad_enabled(), *leaves)  # pyright: ignore
 
-    def settle(self, inputs: Mapping[str, Tensor]) -> Equilibrium:
-        """The free equilibrium of a batch, from the declared initial state."""
-        with torch.no_grad():
-            problem = self.model.problem(None, **inputs)
+    def settle(self, inputs: Mapping[str, Tensor], rows: int | None = None) -> Equilibrium:
+        """The free equilibrium of a batch, from the declared initial state; `rows` is for networks without inputs."""
+        with torch.no_grad(), full_precision(self.model.device):
+            problem = self.model.problem(rows, **inputs)
             previous = self.last.free.states if self.last is not None else None
             generator = stream(self.seed, "initial", self.batches)
             start = initial_state(problem, self.relaxation.initial, generator, previous)
             return run(problem, start, self.relaxation)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles leave out what happened in the last forward."""
+        return {**self.__dict__, "last": None}
 
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
         """Project constrained parameters after every step of this optimizer."""
@@ -129,7 +134,7 @@ class _Equilibrate(torch.autograd.Function):
     def forward(
         ctx: Any, ep: EquilibriumPropagation, inputs: Any, targets: Any, learns: bool, *leaves: Tensor
     ) -> Tensor:
-        free = ep.settle(inputs)
+        free = ep.settle(inputs, None if inputs else len(next(iter(targets.values()), ())))
         wanted = ep.model.as_targets(targets, free.problem.rows)
         cost = ep.model.functions["cost"](free.problem.parameters, free.states, wanted)
         betas, coefficients = ep.protocol.phases(ep.beta, stream(ep.seed, "protocol", ep.batches))
@@ -140,60 +145,51 @@ class _Equilibrate(torch.autograd.Function):
             ctx.free, ctx.targets, ctx.exact = free, wanted, ep.exact
             if not ep.exact:
                 ctx.coefficients = coefficients
-                ctx.phases, ep.last.nudged = _nudge(ep, free, wanted, betas)
+                ctx.nudged = ep.last.nudged = _nudge(ep, free, wanted, betas)
         return cost.mean()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        with full_precision(ctx.free.problem.model.device):
+            return _Equilibrate.gradient(ctx, grad_outputs[0])
+
+    @staticmethod
+    def gradient(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
         values = dict(zip(ctx.names, ctx.saved_tensors, strict=True))
         needed = [name for name, need in zip(ctx.names, ctx.needs_input_grad[4:], strict=True) if need]
         model = ctx.free.problem.model
         if ctx.exact:
             exact = implicit_gradient(ctx.free.problem, ctx.free.states, ctx.targets)
-            found = {name: exact[name] * grad_outputs[0] for name in needed}
+            found = {name: exact[name] * scale for name in needed}
         else:
-            found = _contrast(ctx, needed, grad_outputs[0])
+            found = _contrast(ctx, needed, scale)
         for name in set(needed) & set(model.inputs):
             found[name] = model.decode_gradient(name, values[name], found[name])
         return (None, None, None, None, *(found.get(name) for name in ctx.names))
 
 
-@dataclass
-class _Settled:
-    """All phases of a protocol: their nudged problem, and their states stacked along the rows."""
+def _nudge(ep: EquilibriumPropagation, free: Equilibrium, targets: State, betas: list[float]) -> Equilibrium:
+    """Relax the phases of a protocol, all in one batch, from the free equilibrium.
 
-    problem: Problem
-    states: State
-
-
-def _nudge(
-    ep: EquilibriumPropagation, free: Equilibrium, targets: State, betas: list[float]
-) -> tuple[_Settled, Equilibrium]:
-    """Relax the nudged phases, all in one batch, from the free equilibrium; phases at beta = 0 are the free one."""
-    moved = [beta for beta in betas if beta]
-    problem = free.problem.nudged(targets, moved)
-    start = {name: value.repeat(len(moved), *(1,) * (value.dim() - 1)) for name, value in free.states.items()}
-    nudged = run(problem, start, ep.nudged, reference=start)
-    if len(moved) == len(betas):
-        return _Settled(problem, nudged.states), nudged
-    states: State = {}
-    for name, value in nudged.states.items():
-        blocks = iter(value.unflatten(0, (len(moved), free.problem.rows)))
-        states[name] = torch.cat([next(blocks) if beta else free.states[name] for beta in betas])
-    return _Settled(free.problem.nudged(targets, betas), states), nudged
+    A phase at beta = 0 goes along with the others: what the free phase left undone then moves all of them alike and
+    cancels in the contrast, where it would otherwise be divided by beta.
+    """
+    problem = free.problem.nudged(targets, betas)
+    start = {name: value.repeat(len(betas), *(1,) * (value.dim() - 1)) for name, value in free.states.items()}
+    return run(problem, start, ep.nudged, reference=start)
 
 
 def _contrast(ctx: Any, needed: list[str], scale: Tensor) -> dict[str, Tensor]:
     """sum_k c_k dF/dtheta(s_k) / rows for every parameter and encoded input that is needed."""
     free: Problem = ctx.free.problem
-    problem, model = ctx.phases.problem, free.model
+    problem, model = ctx.nudged.problem, free.model
     phases = Phases(ctx.coefficients, free.rows, scale / free.rows)
-    states = {**free.clamped, **ctx.phases.states}
+    states = {**free.clamped, **ctx.nudged.states}
     result: dict[str, Tensor] = {}
     for name in needed:
         if name in model.inputs:
-            result[name] = phases.difference(problem.force(ctx.phases.states, [name])[name], -1.0)
+            result[name] = phases.difference(problem.force(ctx.nudged.states, [name])[name], -1.0)
             continue
         owner, key = name.split(".")
         contrast = model.functions[f"contrast_{owner}__{key}"]

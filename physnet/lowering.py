@@ -18,8 +18,8 @@ import networkx as nx
 import sympy as sp
 
 from physnet.elements import Cost, Edge, Node
-from physnet.errors import DeclarationError
-from physnet.expressions import derivative, names, symbol
+from physnet.errors import DeclarationError, Fault
+from physnet.expressions import derivative, symbol
 from physnet.graph import EnergyGraph
 from physnet.separation import POST, PRE, GradientOnly, Separated, Solver, X, classify, separate
 
@@ -160,6 +160,10 @@ def lower(graph: EnergyGraph) -> Plan:
 
 
 def _separate(edge: Edge) -> tuple[Separated, ...] | None:
+    for summand in sp.Add.make_args(edge.term):
+        if edge.term != 0 and not summand.has(PRE, POST):
+            message = f"the summand {summand} of the coupling depends on no state, so that it has no effect"
+            raise DeclarationError(Fault(message, "remove it", ("edges", f"{edge.pre} -> {edge.post}")))
     try:
         return separate(edge.term)
     except DeclarationError as error:
@@ -264,7 +268,3 @@ def contrast_products(plan: EdgePlan, parameter: str) -> dict[sp.Expr, list[Prod
 def parameter_slope(plan: NodePlan, parameter: str) -> sp.Expr:
     """d(phi + beta C)/d parameter for a node parameter."""
     return derivative(plan.node.term + BETA * plan.cost, symbol(parameter))
-
-
-def uses(expression: sp.Expr, name: str) -> bool:
-    return name in names(expression)

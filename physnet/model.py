@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from physnet.codegen import generate, load
 from physnet.elements import Node
-from physnet.errors import RelaxationError, ShapeError
+from physnet.errors import DeclarationError, RelaxationError, ShapeError
 from physnet.graph import EnergyGraph
 from physnet.lowering import Plan, lower
 from physnet.printing import elementwise
@@ -79,6 +79,11 @@ class EnergyModel(nn.Module):
             if value is not None
         }
 
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(iter(self.parameters()), torch.empty(0)).device
+
     @cached_property
     def free(self) -> tuple[str, ...]:
         """Names of the free nodes, in the order in which a signal from the inputs reaches them."""
@@ -126,12 +131,12 @@ class EnergyModel(nn.Module):
         for name, node in self.inputs.items():
             if name not in inputs:
                 raise ShapeError(
-                    f"the input '{name}' is missing", f"pass {name}=tensor of shape [rows, *{list(node.data_shape)}]"
+                    f"the input '{name}' is missing", f"pass {name}=tensor of shape {_rows(node.data_shape)}"
                 )
             value = torch.as_tensor(inputs[name])
             if value.dim() == 0 or value.shape[1:].numel() != math.prod(node.data_shape) or value.shape[0] == 0:
                 raise ShapeError(
-                    f"the input '{name}' has shape {list(value.shape)}", f"it must be [rows, *{list(node.data_shape)}]"
+                    f"the input '{name}' has shape {list(value.shape)}", f"it must be {_rows(node.data_shape)}"
                 )
             value = value.to(like.dtype if like.numel() else value.dtype, copy=False).to(like.device)
             value = value.reshape(value.shape[0], *node.data_shape)
@@ -191,10 +196,13 @@ class EnergyModel(nn.Module):
         return (unit_cost(tensors, states, quiet) - unit_cost(tensors, states, lit)).flatten(1)
 
     def check_constraints(self) -> None:
-        """Raise `RelaxationError` if a parameter violates its constraint; tensors that didn't change aren't read."""
+        """Raise `RelaxationError` if a parameter violates its constraint; tensors that didn't change aren't read.
+
+        A change through `.data`, which torch doesn't count, goes unnoticed.
+        """
         for name, (spec, _, _) in self._constrained.items():
             value = self.tensors[name]
-            if self._verified.get(name) == (value.data_ptr(), value._version):
+            if not value.is_inference() and self._verified.get(name) == (value.data_ptr(), value._version):
                 continue
             assert spec.constraint is not None
             lo, hi = spec.constraint.lo, spec.constraint.hi
@@ -203,7 +211,8 @@ class EnergyModel(nn.Module):
                     f"the parameter {name} violates its constraint {spec.constraint.declaration()}: "
                     "call model.project_parameters() after changing it, or ep.attach(optimizer)"
                 )
-            self._verified[name] = (value.data_ptr(), value._version)
+            if not value.is_inference():
+                self._verified[name] = (value.data_ptr(), value._version)
 
     @cached_property
     def _constrained(self) -> dict[str, Any]:
@@ -222,6 +231,10 @@ class EnergyModel(nn.Module):
         return repr(self.graph)
 
 
+def _rows(shape: tuple[int, ...]) -> str:
+    return f"[{', '.join(('rows', *map(str, shape)))}]"
+
+
 def compile_energy(graph: EnergyGraph, seed: int = 0) -> EnergyModel:
     """Turn a declared energy into a module that can be relaxed and trained.
 
@@ -232,6 +245,8 @@ def compile_energy(graph: EnergyGraph, seed: int = 0) -> EnergyModel:
     Raises:
         DeclarationError: with everything that is wrong with the graph.
     """
+    if not isinstance(graph, EnergyGraph):
+        raise DeclarationError(f"compile_energy takes an EnergyGraph, not {graph!r}", "such as EnergyGraph('hopfield')")
     plan = lower(graph)
     for message in plan.warnings:
         warnings.warn(message, stacklevel=2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -109,7 +110,8 @@ class ParameterSpec:
         inherited = dict(self.constants)
         if "init" in known:
             known["init"] = str(known["init"])
-            inherited = {key: value for key, value in inherited.items() if key in known["init"]}
+            words = set(re.findall(r"\w+", known["init"]))
+            inherited = {key: value for key, value in inherited.items() if key in words}
         return replace(self, constants={**inherited, **constants}, **known)
 
     def draw(self, shape: tuple[int, ...], fans: tuple[int, int], generator: torch.Generator) -> Tensor:

@@ -84,10 +84,11 @@ def relaxation_picture(engine: EquilibriumPropagation, batch: Mapping[str, Tenso
 
 def _per_sample(axis: Any, values: Tensor, title: str, color: str, offset: int = 0) -> None:
     sweeps = range(offset, offset + len(values))
-    values = torch.where(values > FLOOR, values, torch.nan)  # what has arrived leaves the picture
+    median = values.clamp_min(FLOOR).median(1).values
+    values, median = (torch.where(v > FLOOR, v, torch.nan) for v in (values, median))  # what has arrived leaves
     axis.semilogy(sweeps, values.cpu().numpy(), color=color, alpha=0.25, linewidth=0.8)
-    label = "free" if color == FREE else "nudged"
-    axis.semilogy(sweeps, values.nanmedian(1).values.cpu().numpy(), color=color, linewidth=2, label=f"{label} (median)")
+    label = "free" if color == FREE else "nudged, +beta"
+    axis.semilogy(sweeps, median.cpu().numpy(), color=color, linewidth=2, label=f"{label} (median)")
     axis.set(title=title, xlabel="sweep")
     axis.legend(frameon=False)
 

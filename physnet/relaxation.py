@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from physnet.errors import DeclarationError, Fault, RelaxationError, RelaxationWarning
+from physnet.errors import DeclarationError, Fault, RelaxationError, RelaxationWarning, ShapeError
 from physnet.problem import Problem, State
 from physnet.randomness import stream
 
@@ -30,7 +30,7 @@ INITIAL = ("zero", "forward", "random", "previous")
 
 # Tolerances on the relative residual. A nudged phase is judged by its displacement from the free state, which shrinks
 # with beta, so that the same number serves every beta.
-_FREE = {torch.float32: 2e-4, torch.float64: 1e-10}
+_FREE = {torch.float32: 1e-3, torch.float64: 1e-10}
 _NUDGED = {torch.float32: 1e-2, torch.float64: 1e-8}
 
 
@@ -40,9 +40,9 @@ class Relaxation:
 
     Arguments:
         integrator: a name from `integrators()`, or `auto`.
-        tolerance: bound on the relative residual of every sample; `None` takes 2e-4 (free) and 1e-2 (nudged) in
+        tolerance: bound on the relative residual of every sample; `None` takes 1e-3 (free) and 1e-2 (nudged) in
             float32, 1e-10 and 1e-8 in float64.
-        max_sweeps: where to give up; for `flow`, evaluations of the force.
+        max_sweeps: where to give up; `flow` makes 20 evaluations of the force for each.
         initial: where the free phase starts: `zero`, `forward` (one sweep from zero in the order of the signal),
             `random`, or `previous` (the state of the last batch, where it had the same size).
         options: settings of the integrator, by name.
@@ -232,7 +232,7 @@ def choose(problem: Problem, name: str = "auto") -> tuple[type[Integrator], str]
 
 def relax(
     model: EnergyModel,
-    settings: Relaxation | str = "auto",
+    relaxation: Relaxation | str = "auto",
     *,
     target: Mapping[str, Tensor] | Tensor | None = None,
     beta: float | None = None,
@@ -245,10 +245,10 @@ def relax(
 
     Arguments:
         model: the compiled energy.
-        settings: a `Relaxation`, or the name of an integrator.
+        relaxation: a `Relaxation`, or the name of an integrator.
         target: for a nudged equilibrium: one tensor, or a mapping by target name. Needs `beta`.
         beta: the nudge. The nudged phase starts from the free equilibrium.
-        start: free states to begin with, instead of `settings.initial`.
+        start: free states to begin with; nodes that it leaves out start as `relaxation.initial` says.
         rows: number of samples, for networks without inputs.
         seed: of random initial states.
         inputs: by name of the input node, [rows, *node].
@@ -256,14 +256,16 @@ def relax(
     Raises:
         RelaxationError: if no equilibrium can be reached; the message says what to change.
     """
-    settings = Relaxation(settings) if isinstance(settings, str) else settings
-    with torch.no_grad():
+    settings = Relaxation(relaxation) if isinstance(relaxation, str) else relaxation
+    with torch.no_grad(), full_precision(model.device):
         problem = model.problem(rows=rows, **inputs)
-        if start is not None:
-            start = {name: torch.as_tensor(start[name]).to(problem.like) for name in model.free}
-        else:
-            start = initial_state(problem, settings.initial, stream(seed, "initial"))
-        free = run(problem, problem.project(start), settings)
+        state = initial_state(problem, settings.initial, stream(seed, "initial"))
+        for name, value in (start or {}).items():
+            if name not in state or state[name].shape != value.shape:
+                wanted = ", ".join(f"{node}: {list(like.shape)}" for node, like in state.items())
+                raise ShapeError(f"the start state of '{name}' has shape {list(value.shape)}", f"states are {wanted}")
+            state[name] = value.to(state[name])
+        free = run(problem, problem.project(state), settings)
         if target is None and beta is None:
             return free
         if target is None or beta is None:
@@ -272,17 +274,26 @@ def relax(
         return run(problem.nudged(targets, [beta]), free.states, settings, reference=free.states)
 
 
+def full_precision(device: torch.device) -> torch.autocast:
+    """A context without autocast: states, fields and contrasts are never in half precision."""
+    return torch.autocast(device.type, enabled=False)
+
+
 def initial_state(problem: Problem, initial: str, generator: torch.Generator, previous: State | None = None) -> State:
     """The state that a free phase starts from; `previous` falls back to zero where it doesn't fit."""
     if initial == "random":
         return problem.random(generator)
-    if initial == "previous" and previous is not None and next(iter(previous.values())).shape[0] == problem.rows:
-        return previous
     state = problem.zero()
+    if initial == "previous" and previous is not None and all(_alike(previous[name], state[name]) for name in state):
+        return previous
     if initial == "forward":
         for node in problem.model.free:
             state |= problem.minimise((node,), state)
     return state
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype and a.device == b.device
 
 
 def run(
@@ -297,11 +308,23 @@ def run(
     chosen = _construct(kind, settings.options)
     dtype = problem.like.dtype
     default = (_FREE if reference is None else _NUDGED).get(dtype, 1e-3)
+    if settings.tolerance is not None and settings.tolerance < torch.finfo(dtype).eps:
+        raise RelaxationError(
+            f"the tolerance {settings.tolerance:g} is below the resolution of {str(dtype).removeprefix('torch.')}, "
+            f"{torch.finfo(dtype).eps:.1g}: use a larger one, or float64"
+        )
     rule = StoppingRule(problem, settings.tolerance or default, settings.max_sweeps, reference)
-    with torch.no_grad(), torch.autocast(problem.like.device.type, enabled=False):
+    with torch.no_grad(), full_precision(problem.like.device):
         result = replace(chosen.relax(problem, state, rule), reason=reason)
     _judge(result, rule, quiet)
     return result
+
+
+def _blame_data(problem: Problem) -> None:
+    for kind, tensors in (("input", problem.clamped), ("target", problem.targets)):
+        for name, value in tensors.items():
+            if not bool(torch.isfinite(value).all()):
+                raise RelaxationError(f"the {kind} '{name}' holds values that are not finite; clean the data")
 
 
 def _judge(result: Equilibrium, rule: StoppingRule, quiet: bool) -> None:
@@ -309,11 +332,13 @@ def _judge(result: Equilibrium, rule: StoppingRule, quiet: bool) -> None:
         return
     for node, value in result.states.items():
         if not bool(torch.isfinite(value).all()):
+            _blame_data(result.problem)
             raise RelaxationError(
                 f"the state of '{node}' is not finite after {int(result.sweeps.max())} sweeps: "
                 "look for energies that fall without bound, reduce |beta|, or give the node a bounded domain"
             )
     if not bool(torch.isfinite(result.residual).all()):
+        _blame_data(result.problem)
         force = result.problem.force(result.states)
         lost = [node for node, value in force.items() if not bool(torch.isfinite(value).all())]
         what = f"force on '{lost[0]}'" if lost else "residual"

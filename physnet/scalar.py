@@ -11,7 +11,7 @@ from torch import Tensor
 from physnet.domains import Domain
 from physnet.errors import RelaxationError
 
-States = Float[Tensor, "rows *node"]
+States = Float[Tensor, " rows *node"]
 MAX_ITERATIONS = 60
 
 
@@ -49,9 +49,10 @@ def minimise(
 ) -> States:
     """The local minimum of E(x) that a descent from `start` leads to, for every element on its own.
 
-    Newton's method inside a bracket [a, b] with E'(a) <= 0 <= E'(b). Where a Newton step is uphill or leaves the
-    bracket, the step is a bisection, or while the bracket is open a step that grows. A unit whose energy would have
-    risen stays; one that leaves the region in which its energy is defined becomes NaN.
+    Newton's method inside a bracket [a, b] with E'(a) <= 0 <= E'(b). Where the curvature is negative or a Newton step
+    is large, the step is one that grows; where a step leaves the bracket, it is a bisection, or lands on the bound of
+    the domain. A unit whose energy would have risen stays; one that finds no minimum, or leaves the region in which its
+    energy is defined, becomes infinite or NaN.
 
     Arguments:
         energy: E(x), elementwise.
@@ -63,23 +64,30 @@ def minimise(
     a = torch.as_tensor(lo, dtype=start.dtype, device=start.device).expand_as(start)
     b = torch.as_tensor(hi, dtype=start.dtype, device=start.device).expand_as(start)
     x, reach = start, torch.full_like(start, 0.5)
+    end = change = torch.zeros_like(start)
+    a_seen, b_seen = (torch.zeros_like(start, dtype=torch.bool) for _ in range(2))
     tolerance = 4 * torch.finfo(start.dtype).eps
     for _ in range(MAX_ITERATIONS):
         slope, curvature = (torch.as_tensor(value, dtype=x.dtype, device=x.device) for value in slopes(x))
         uphill = slope > 0
         a, b = torch.where(uphill, a, x), torch.where(uphill, x, b)
-        newton = x - slope / torch.where(curvature > 0, curvature, 1.0)
-        stride = torch.where(uphill, -reach, reach)
-        bisected = torch.where(torch.isinf(a) | torch.isinf(b), x + stride, (a + b) / 2)
+        a_seen, b_seen = a_seen | ~uphill, b_seen | uphill
         # steps are bounded, so that a flat spot can't throw a unit over a barrier into another well
-        usable = (curvature > 0) & (newton >= a) & (newton <= b) & ((newton - x).abs() <= 2 * reach)
-        candidate = torch.where(usable, newton, bisected)
-        candidate = torch.where(slope == 0, x, torch.minimum(torch.maximum(candidate, a), b))
+        newton = x - slope / torch.where(curvature > 0, curvature, 1.0)
+        usable = (curvature > 0) & ((newton - x).abs() <= 2 * reach)
+        step = torch.where(usable, newton, torch.where(uphill, x - reach, x + reach))
         reach = torch.where(usable, reach, 2 * reach)
-        change = (candidate - x).abs()
-        x = candidate
+        # a step that passes an end of the bracket lands on it the first time, when it is a bound of the domain
+        end, seen = torch.where(uphill, a, b), torch.where(uphill, a_seen, b_seen)
+        beyond = torch.where(uphill, step <= end, step >= end)
+        step = torch.where(beyond, torch.where(seen, (x + end) / 2, end), step)
+        step = torch.where(slope == 0, x, step)
+        change, x = (step - x).abs(), step
         if bool((change <= tolerance * (1 + x.abs())).all()):
             break
+    else:
+        # still running towards an end that isn't there
+        x = torch.where(torch.isinf(end) & (change > tolerance * (1 + x.abs())), end, x)
     noise = 8 * torch.finfo(start.dtype).eps
     before, after = energy(start), energy(x)
     result = torch.where((after <= before + noise * (1 + before.abs())) | before.isnan(), x, start)

@@ -67,14 +67,19 @@ class CostSchema(_Strict):
     weight: float = 1.0
 
 
-class RelaxSchema(_Strict):
-    """How a phase relaxes."""
+class NudgedSchema(_Strict):
+    """How a nudged phase relaxes; it starts from the free equilibrium."""
 
     integrator: str = "auto"
     tolerance: float | None = Field(default=None, gt=0)
     max_sweeps: int = Field(default=1000, ge=1)
-    initial: Literal["zero", "forward", "random", "previous"] = "zero"
     options: dict[str, Any] = Field(default_factory=dict)
+
+
+class RelaxSchema(NudgedSchema):
+    """How a phase relaxes."""
+
+    initial: Literal["zero", "forward", "random", "previous"] = "zero"
 
 
 class LearnSchema(_Strict):
@@ -82,7 +87,7 @@ class LearnSchema(_Strict):
 
     protocol: str = "centered"
     beta: float = Field(default=0.1, gt=0, allow_inf_nan=False)
-    nudged: RelaxSchema | None = None
+    nudged: NudgedSchema | None = None
 
 
 class TrainSchema(_Strict):
@@ -96,7 +101,7 @@ class TrainSchema(_Strict):
     rates: dict[str, float] = Field(default_factory=dict, description="learning rates of single tensors, by name")
     seed: int = Field(default=0, ge=0)
     dtype: Literal["float32", "float64"] = "float32"
-    device: str = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = Field(default=None, ge=1)
 
 

@@ -6,7 +6,6 @@ broadcast over all pairs. `classify` recognises how the energy of one unit, give
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import cast
 
@@ -236,8 +235,3 @@ def _sinusoid(conditional: sp.Expr) -> Sinusoid | None:
         cast(sp.Expr, sp.expand(-polynomial.coeff_monomial(cosine))),
         cast(sp.Expr, sp.expand(-polynomial.coeff_monomial(sine))),
     )
-
-
-def total(terms: Iterable[sp.Expr]) -> sp.Expr:
-    """The sum of expressions."""
-    return cast(sp.Expr, sp.Add(*terms))

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
@@ -33,7 +34,7 @@ from physnet.model import EnergyModel, compile_energy
 from physnet.optimizers import make_optimizer, make_scheduler
 from physnet.randomness import stream
 from physnet.relaxation import Relaxation, make_integrator
-from physnet.schema import LearnSchema, RelaxSchema
+from physnet.schema import LearnSchema, NudgedSchema, RelaxSchema
 from physnet.sources import dump_yaml
 
 EVALUATION_BATCH = 500
@@ -67,9 +68,9 @@ class Metrics:
     seconds: float
 
 
-def relaxation_settings(schema: RelaxSchema) -> Relaxation:
+def relaxation_settings(schema: NudgedSchema) -> Relaxation:
     """The settings of a relaxation from their declaration."""
-    return Relaxation(schema.integrator, schema.tolerance, schema.max_sweeps, schema.initial, schema.options)
+    return Relaxation(**schema.model_dump())
 
 
 def engine(model: EnergyModel, relax: RelaxSchema, learn: LearnSchema, seed: int) -> EquilibriumPropagation:
@@ -99,9 +100,11 @@ class Trainer:
         self.experiment, settings = experiment, experiment.train
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
+        if settings.device == "cuda" and not torch.cuda.is_available():
+            raise experiment.fault("no CUDA device is available", "use device: auto", "train", "device")
         self.accelerator = Accelerator(cpu=settings.device == "cpu" or not torch.cuda.is_available())
         with experiment_faults(experiment, "train", "data"):
-            data = load_data(settings.data)
+            data = load_data(experiment.data)
         self.data = match(data, experiment.graph)
         dtype = getattr(torch, settings.dtype)
         model = compile_energy(experiment.graph, settings.seed).to(dtype)
@@ -117,9 +120,9 @@ class Trainer:
         self.ep, self.optimizer = self.accelerator.prepare(engine_, optimizer)
         self.engine, self.step = engine_, 0
         self.train, self.test = self._on_device(self.data.train, dtype), self._on_device(self.data.test, dtype)
-        self.folder = folder
-        if folder is not None:
-            self._write_header(folder)
+        self.folder = folder if self.accelerator.is_main_process else None
+        if self.folder is not None:
+            self._write_header(self.folder)
 
     def _on_device(self, arrays: Arrays, dtype: torch.dtype) -> dict[str, Tensor]:
         tensors = {name: torch.from_numpy(value).to(self.accelerator.device) for name, value in arrays.items()}
@@ -144,11 +147,12 @@ class Trainer:
         samples = len(next(iter(self.train.values())))
         order = torch.randperm(samples, generator=stream(settings.seed, "shuffle", epoch)).to(self.accelerator.device)
         tally, batches = Tally(), math.ceil(samples / settings.batch)
+        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
         rate = self.optimizer.param_groups[0]["lr"]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RelaxationWarning)  # counted instead, as `unconverged`
             for number in range(batches):
-                index = order[number * settings.batch : (number + 1) * settings.batch]
+                index = order[number * settings.batch : (number + 1) * settings.batch][rank::processes]
                 batch = {name: value[index] for name, value in self.train.items()}
                 self.optimizer.zero_grad(set_to_none=True)
                 self.step += 1
@@ -170,7 +174,10 @@ class Trainer:
         )  # fmt: skip
 
     def _write_header(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as problem:
+            raise DataError(f"{folder}: can't be created ({problem.strerror}); choose another with --out") from None
         (folder / "experiment.yaml").write_text(dump_yaml(self.experiment.resolved()))
         packages = ("torch", "sympy", "networkx", "numpy", "accelerate", "torchdiffeq")
         header = {
@@ -310,7 +317,12 @@ def load_run(folder: str | Path) -> Trainer:
     if not parameters.is_file():
         raise DeclarationError(f"{folder} is not a finished run", "give the folder that physnet train printed")
     trainer = Trainer(load_experiment(folder / "experiment.yaml"))
-    trainer.model.load_state_dict(load_file(parameters))
+    try:
+        trainer.model.load_state_dict(load_file(parameters))
+    except (SafetensorError, RuntimeError, OSError) as problem:
+        raise DataError(
+            f"{parameters} doesn't hold the parameters of {folder / 'experiment.yaml'}: {problem}"
+        ) from None
     return trainer
 
 

@@ -149,9 +149,12 @@ def test_an_exact_block_step_never_raises_the_energy(drawn: tuple[EnergyGraph, i
         except RelaxationError:  # an energy without a minimum
             continue
         state = {**state, **moved}
-        assert (problem.energy(state) <= before + 1e-9 * (1 + before.abs())).all()
+        after = problem.energy(state)
+        if not after.isfinite().all():  # an energy without a minimum
+            break
+        assert (after <= before + 1e-9 * (1 + before.abs())).all()
         for name in block:
-            assert torch.allclose(problem.domain(name).project(state[name]), state[name])
+            assert torch.equal(problem.domain(name).project(state[name]), state[name])
 
 
 @given(SEPARABLE, st.sampled_from(["x**2/2 - b*x", "x**4 - b*tanh(x)", "-cos(x - b)", "x**2 + log_cosh(x) - relu(x)"]))

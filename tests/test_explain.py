@@ -132,12 +132,10 @@ def test_the_learning_rule_that_is_shown_gives_the_gradient(energy: str | Energy
     ep = EquilibriumPropagation(model, beta=beta, protocol=protocol)
     expected = gradients(ep, image=image, target=target)
     assert ep.last is not None and ep.last.nudged is not None
-    moved = [value for value in ep.last.betas if value]
     settled = {
-        nudge: {name: value.unflatten(0, (len(moved), 2))[k] for name, value in ep.last.nudged.states.items()}
-        for k, nudge in enumerate(moved)
+        nudge: {name: value.unflatten(0, (2, 2))[k] for name, value in ep.last.nudged.states.items()}
+        for k, nudge in enumerate(ep.last.betas)
     }
-    settled[0.0] = ep.last.free.states
     clamped = model.encode({"image": image})
     low, high = sorted(ep.last.betas)
     for entry in explain(model, protocol).parameters:

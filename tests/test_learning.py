@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import itertools
+import pickle
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -145,13 +147,10 @@ def check_contrast(model: EnergyModel, ep: EquilibriumPropagation, inputs: dict[
     assert record is not None
     assert record.nudged is not None
     (alternative,) = [a for a in ep.protocol.alternatives if tuple(m * ep.beta for m, _ in a) == record.betas]
-    rows, total, nudged = len(y), torch.zeros(()), 0
+    rows, total = len(y), torch.zeros(())
     problem = model.problem(**inputs)
-    for beta, (_, coefficient) in zip(record.betas, alternative, strict=True):
-        states = record.free.states
-        if beta:
-            states = {name: value[nudged * rows :][:rows] for name, value in record.nudged.states.items()}
-            nudged += 1
+    for index, (beta, (_, coefficient)) in enumerate(zip(record.betas, alternative, strict=True)):
+        states = {name: value[index * rows :][:rows] for name, value in record.nudged.states.items()}
         energy = problem.nudged({"target": y}, [beta]).energy(states)
         total = total + coefficient / ep.beta * energy.mean()
     names = list(found)
@@ -181,8 +180,12 @@ def test_contrast_of_random_couplings(coupling: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:the coupling")
-def test_contrast_of_an_inseparable_coupling() -> None:
-    model = compile_energy(pair("-c*tanh(w*pre*post)"))
+@pytest.mark.parametrize(
+    "coupling",
+    ["-c*tanh(w*pre*post)", "tanh(pre*post)/5 - w*pre*post + c*pre", "tanh(pre*post)/5 - c*pre*post + w*post"],
+)
+def test_contrast_of_an_inseparable_coupling(coupling: str) -> None:
+    model = compile_energy(pair(coupling))
     ep = EquilibriumPropagation(model, 0.2, "positive", relaxation=Relaxation(tolerance=1e-6))
     check_contrast(model, ep, {"left": torch.linspace(-1, 1, 6).view(2, 3)}, torch.tensor([0, 1]))
 
@@ -321,7 +324,9 @@ def test_gradients_accumulate() -> None:
 
 
 def test_untouched_parameters_get_zeros_and_frozen_ones_nothing() -> None:
-    graph = EnergyGraph("hopfield").input("i", 2).state("h", 2, parameters={"unused": {"on": "node", "init": "ones"}})
+    graph = EnergyGraph("hopfield").input("i", 2)
+    offset = {"b": {"on": "node"}, "unused": {"on": "node", "init": "ones"}}
+    graph.state("h", 2, term="x**2/2 - b*x + unused**2", parameters=offset)
     graph.output("o", 2, cost="(x - y)**2/2", parameters={"b": {"frozen": True}}).couple("i", "h").couple("h", "o")
     model = compile_energy(graph)
     learner(model)(i=torch.ones(1, 2), target=torch.tensor([1])).backward()
@@ -394,13 +399,85 @@ def test_training_lowers_the_cost() -> None:
     assert costs[-1] < costs[0]
 
 
+@pytest.mark.parametrize("protocol", ["centered", "positive", "negative"])
 @pytest.mark.parametrize("name", ENTRIES)
-def test_float32_agrees_with_float64(name: str) -> None:
+def test_float32_agrees_with_float64(name: str, protocol: str) -> None:
     model, (x, y) = catalogue_model(name).float(), batch()
-    found = gradients(EquilibriumPropagation(model, 0.1), image=x, target=y)
-    for key, value in estimate(name, 0.1, "centered").items():
+    found = gradients(EquilibriumPropagation(model, 0.1, protocol), image=x, target=y)
+    for key, value in estimate(name, 0.1, protocol).items():
         assert found[key].dtype == torch.float32
         assert error(found[key].double(), value) < 2e-2, key
+
+
+@pytest.mark.parametrize("protocol", ["centered", "positive"])
+@pytest.mark.parametrize("beta", [0.2, 0.01])
+def test_a_deep_float32_network_is_right_at_default_settings(protocol: str, beta: float) -> None:
+    """Against the same protocol in float64: what the free phase left undone must not be divided by beta."""
+    graph = EnergyGraph("hopfield").input("image", 64)
+    names = ["image", *(f"h{index}" for index in range(4))]
+    for name in names[1:]:
+        graph.state(name, 64)
+    graph.output("label", 10, cost="(x - y)**2/2")
+    for pre, post in itertools.pairwise([*names, "label"]):
+        graph.couple(pre, post)
+    model, (x, y) = compile_energy(graph, 3).double(), batch(8, 64, 10)
+    exact = gradients(EquilibriumPropagation(model, beta, protocol), image=x, target=y)
+    found = gradients(EquilibriumPropagation(copy.deepcopy(model).float(), beta, protocol), image=x, target=y)
+    for key, value in exact.items():
+        assert error(found[key].double(), value) < 0.03, key
+
+
+def test_autocast_does_not_reach_the_relaxation() -> None:
+    model, (x, y) = catalogue_model("hopfield").float(), batch()
+    plain = gradients(EquilibriumPropagation(model, 0.1), image=x, target=y)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = gradients(EquilibriumPropagation(model, 0.1), image=x, target=y)
+        assert torch.equal(relax(model, image=x)["label"], relax(copy.deepcopy(model), image=x)["label"])
+    for key, value in plain.items():
+        assert torch.equal(mixed[key], value)
+
+
+def test_an_engine_can_be_pickled_after_a_forward() -> None:
+    model, (x, y) = catalogue_model("xy"), batch()
+    ep = EquilibriumPropagation(model, 0.1)
+    loss = ep(image=x, target=y)
+    assert float(pickle.loads(pickle.dumps(ep))(image=x, target=y).detach()) == pytest.approx(float(loss.detach()))
+
+
+def test_previous_states_that_do_not_fit_are_left_out() -> None:
+    model, (x, y) = catalogue_model("hopfield"), batch()
+    ep = EquilibriumPropagation(model, 0.1, relaxation=Relaxation(initial="previous"))
+    ep(image=x, target=y)
+    model.float()
+    assert ep(image=x, target=y).dtype == torch.float32
+
+
+def test_a_network_without_inputs_learns() -> None:
+    graph = EnergyGraph("hopfield").state("a", 3).output("b", 2, cost="(x - y)**2/2").couple("a", "b")
+    model = compile_energy(graph, 1).double()
+    y = torch.eye(2, dtype=torch.float64)
+    found, exact = (gradients(EquilibriumPropagation(model, 0.01, p), target=y) for p in ("centered", "implicit"))
+    for key, value in exact.items():
+        assert error(found[key], value) < 1e-3 or value.norm() < 1e-9, key
+
+
+@pytest.mark.parametrize("integrator", ["blocks", "flow"])
+def test_the_reference_knows_which_units_a_bound_holds(integrator: str) -> None:
+    """exp(x) - b x has its minimum at log(b), beyond the box for some units: those don't respond."""
+    energy = Energy(
+        node="exp(x) - b*x",
+        coupling="-w*pre*post",
+        domain=[-1, 1],
+        parameters={"b": {"on": "node", "init": "uniform(0.1, 6)"}, "w": {"on": "edge", "init": "uniform(-0.1, 0.1)"}},
+    )
+    graph = EnergyGraph(energy).input("image", 4).state("hidden", 24).output("label", 3, term="x**2/2", domain="real")
+    graph.couple("image", "hidden").couple("hidden", "label").cost("label", "(x - y)**2/2")
+    model = compile_energy(graph, 2).double()
+    x, y = batch(3, 4, 3)
+    exact = gradients(EquilibriumPropagation(model, 0.01, "implicit", relaxation=integrator), image=x, target=y)
+    found = gradients(EquilibriumPropagation(model, 0.01, "centered"), image=x, target=y)
+    for key, value in exact.items():
+        assert error(found[key], value) < 1e-3, key
 
 
 @pytest.mark.parametrize(
@@ -438,4 +515,4 @@ def test_previous_states_are_where_the_next_relaxation_starts() -> None:
         ep(image=x, target=y)
         assert ep.last is not None
         sweeps.append(int(ep.last.free.sweeps.max()))
-    assert sweeps[1] == 1 < sweeps[0]
+    assert sweeps[1] <= 2 < sweeps[0]

@@ -281,8 +281,56 @@ def test_results_have_the_dtype_of_the_model(integrator: str, dtype: torch.dtype
 @pytest.mark.parametrize("integrator", ["blocks", "flow"])
 def test_states_that_are_not_finite_name_the_node(integrator: str) -> None:
     x = torch.full((2, 5), math.nan)
-    with pytest.raises(RelaxationError, match=r"'hidden'.* is not finite"):
+    with pytest.raises(RelaxationError, match=r"input 'image' holds values that are not finite"):
         relax(catalogue_model("hopfield-smooth"), integrator, image=x)
+
+
+@pytest.mark.parametrize("node", ["x**3 - b*x", "-(x**4) + b*x"])
+def test_an_energy_without_a_minimum_is_not_called_settled(node: str) -> None:
+    model = compile_energy(pair("-w*pre*post", node=node))
+    with pytest.raises(RelaxationError, match=r"'right' is not finite.*fall without bound"):
+        relax(model, left=torch.rand(2, 3))
+
+
+def test_a_nudge_beyond_the_curvature_is_not_called_settled() -> None:
+    model, (x, y) = catalogue_model("hopfield-smooth"), batch()
+    with pytest.raises(RelaxationError, match="reduce"):
+        relax(model, image=x, target=y, beta=-1.5)
+
+
+def test_a_tolerance_below_the_resolution_is_refused() -> None:
+    model, (x, _) = catalogue_model("hopfield").float(), batch()
+    with pytest.raises(RelaxationError, match="resolution of"):
+        relax(model, Relaxation("flow", tolerance=1e-12), image=x.float())
+
+
+@pytest.mark.parametrize("depth", [3, 6])
+def test_sweeps_follow_the_depth_of_the_network(depth: int) -> None:
+    """The nudge travels two nodes per sweep; measuring rarely must not turn that into a thousand."""
+    graph = EnergyGraph("hopfield").input("n0", 32)
+    for index in range(1, depth + 1):
+        graph.state(f"n{index}", 32).couple(f"n{index - 1}", f"n{index}", parameters={"w": {"gain": 0.5}})
+    graph.cost(f"n{depth}", "(x - y)**2/2")
+    model = compile_energy(graph, 1).float()
+    x, y = batch(4, 32, 32)
+    with torch.no_grad():
+        result = relax(model, n0=x.float(), target=y, beta=0.1)
+    assert int(result.sweeps.max()) <= 10 * depth
+
+
+@pytest.mark.parametrize(
+    ("coupling", "node", "expected"),
+    [("-w*tanh(pre)*sin(post)", "-cos(x)", "phase"), ("0", "x**2/2 - b*x", "bias"), ("0", "x**2/2 - x", "one")],
+)
+def test_units_without_live_fields(coupling: str, node: str, expected: str) -> None:
+    """atan2(sum_j w_ij tanh(pre_j), 1), b, and 1: one row for every sample."""
+    model = compile_energy(pair(coupling, node=node, domain="circle" if expected == "phase" else "real"))
+    x = torch.rand(3, 3)
+    found = relax(model, left=x)["right"]
+    drive = torch.tanh(x) @ model.tensors["left_right.w"].detach().T if expected == "phase" else None
+    b = model.tensors["right.b"].detach() if expected == "bias" else None
+    wanted = {"phase": lambda: torch.atan2(drive, torch.ones(())), "bias": lambda: b, "one": lambda: torch.ones(())}
+    assert torch.allclose(found, wanted[expected]().expand(3, 2))
 
 
 @pytest.mark.parametrize("beta", [-1.2, -5.0])
