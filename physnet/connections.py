@@ -12,14 +12,13 @@ more than shapes and `apply`.
 from __future__ import annotations
 
 import ast
-import difflib
 import inspect
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from physnet.errors import DeclarationError, Fault, ShapeError
+from physnet.errors import DeclarationError, Fault, ShapeError, did_you_mean
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -229,8 +228,7 @@ def parse_connection(declared: object) -> Connection:
 
 def _build(declared: str, name: str, values: list[Any], named: dict[str, Any]) -> Connection:
     if name not in CONNECTIONS:
-        close = difflib.get_close_matches(name, CONNECTIONS, 1)
-        hint = f"did you mean {close[0]}?" if close else f"known connections: {', '.join(CONNECTIONS)}"
+        hint = did_you_mean(name, CONNECTIONS)
         raise DeclarationError(Fault(f"unknown connection '{name}'", hint, value=declared, offset=declared.find(name)))
     kind = CONNECTIONS[name]
     try:

@@ -5,7 +5,6 @@ A data set has inputs and class indices or real targets, as NumPy arrays; `match
 
 from __future__ import annotations
 
-import difflib
 import gzip
 import inspect
 import math
@@ -18,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from physnet.errors import DataError, DeclarationError, Fault
+from physnet.errors import DataError, DeclarationError, Fault, did_you_mean
 from physnet.graph import EnergyGraph
 
 Arrays = dict[str, np.ndarray]
@@ -100,8 +99,7 @@ def load_data(declared: str | Mapping[str, Any]) -> DataSet:
     else:
         raise DeclarationError(Fault("data is a name, or {name: {options}}", f"use {', '.join(DATA)}"))
     if name not in DATA:
-        close = difflib.get_close_matches(str(name), DATA, 1)
-        hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(DATA)}"
+        hint = did_you_mean(name, DATA)
         raise DeclarationError(Fault(f"there is no data set '{name}'", hint))
     try:
         inspect.signature(DATA[name]).bind(**options)

@@ -6,7 +6,6 @@ back to its line and column. Nothing here imports torch, so that errors come at 
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -17,7 +16,7 @@ from pydantic import ValidationError
 
 from physnet.elements import no_such_node
 from physnet.energy import FORMAT, Energy, energy_from_mapping, load_energy
-from physnet.errors import DeclarationError, Fault, ShapeError
+from physnet.errors import DeclarationError, Fault, ShapeError, did_you_mean
 from physnet.graph import EnergyGraph
 from physnet.protocols import find_protocol
 from physnet.schema import CostSchema, ExperimentSchema, LearnSchema, NodeSchema, RelaxSchema, TrainSchema, keys_at
@@ -153,13 +152,7 @@ def _translate(error: Any) -> Fault:
     kind, key = error["type"], str(path[-1]) if path else ""
     if kind == "extra_forbidden":
         known = keys_at(path[:-1])
-        close = difflib.get_close_matches(key, known, 1)
-        return Fault(
-            f"unknown key '{key}'",
-            f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}",
-            path,
-            at_key=True,
-        )
+        return Fault(f"unknown key '{key}'", did_you_mean(key, known), path, at_key=True)
     if kind == "missing":
         return Fault(f"the key '{key}' is missing", f"add {key}:", path[:-1])
     return Fault(f"{error['msg'][0].lower()}{error['msg'][1:]}, found {error['input']!r}", "", path)
@@ -283,8 +276,7 @@ class _Builder:
             if not owners:
                 options = ["via", "name", "energy", "term", "parameters"]
                 options += [c for s in self.graph.energy.parameters.values() if s.on == "edge" for c in s.constants]
-                close = difflib.get_close_matches(key, options, 1)
-                hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(options)}"
+                hint = did_you_mean(key, options)
                 raise DeclarationError(Fault(f"unknown key '{key}' of an edge", hint, (*where, key), at_key=True))
             for owner in owners:
                 parameters[owner] = {key: value, **parameters.get(owner, {})}

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -14,7 +13,7 @@ import sympy as sp
 from physnet.connections import Connection, Shape
 from physnet.domains import Domain
 from physnet.energy import Energy, undeclared
-from physnet.errors import DeclarationError, Fault, ShapeError
+from physnet.errors import DeclarationError, Fault, ShapeError, did_you_mean, located
 from physnet.expressions import RESERVED, parse
 from physnet.parameters import ParameterSpec, parse_parameter
 
@@ -110,24 +109,17 @@ def specialise(
         elif not isinstance(change, Mapping):
             raise DeclarationError(Fault("expected a mapping", "such as {init: zeros, frozen: true}", here))
         elif key in specs:
-            specs[key] = within(here, lambda s=specs[key], c=change: s.override(c))
+            specs[key] = located(here, lambda s=specs[key], c=change: s.override(c))
         elif key in RESERVED:
             raise DeclarationError(Fault(f"'{key}' is reserved", "choose another name", here))
         else:
-            specs[key] = within(here, lambda k=key, c=change: parse_parameter(k, {"on": kind, **c}))
+            specs[key] = located(here, lambda k=key, c=change: parse_parameter(k, {"on": kind, **c}))
     if own_term is not None:
-        term = within((*path, "term"), lambda: parse(own_term))
+        term = located((*path, "term"), lambda: parse(own_term))
         faults = undeclared(term, own_term, states, set(specs), kind, (*path, "term"))
         if faults:
             raise DeclarationError(faults)
     return term, specs
-
-
-def within(path: tuple[str, ...], make: Callable[[], T]) -> T:
-    try:
-        return make()
-    except DeclarationError as error:
-        raise error.under(*path) from None
 
 
 def check_name(name: str, path: tuple[str, ...]) -> None:
@@ -143,13 +135,10 @@ def check_name(name: str, path: tuple[str, ...]) -> None:
 
 def unused(name: str, used: Iterable[str], path: tuple[str | int, ...]) -> Fault:
     """The fault of a parameter that no term uses: usually a slip in the name of one that is used."""
-    close = difflib.get_close_matches(name, list(used), 1, 0.3)
-    hint = f"did you mean {close[0]}? or " if close else ""
-    return Fault(f"no term uses the parameter '{name}'", f"{hint}remove it", path, at_key=True)
+    return Fault(f"no term uses the parameter '{name}'", did_you_mean(name, used, "remove it"), path, at_key=True)
 
 
 def no_such_node(name: str, known: Iterable[str], path: tuple[str | int, ...]) -> DeclarationError:
     """The error for an edge or cost that names a node which isn't there."""
-    close = difflib.get_close_matches(name, list(known), 1)
-    hint = f"did you mean {close[0]}? or " if close else ""
-    return DeclarationError(Fault(f"there is no node '{name}'", f"{hint}declare it under nodes", path, at_key=True))
+    hint = did_you_mean(name, known, "declare it under nodes")
+    return DeclarationError(Fault(f"there is no node '{name}'", hint, path, at_key=True))

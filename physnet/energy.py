@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -12,7 +11,7 @@ from typing import Any
 import sympy as sp
 
 from physnet.domains import REAL, Domain, parse_domain
-from physnet.errors import DeclarationError, Fault
+from physnet.errors import DeclarationError, Fault, did_you_mean, located
 from physnet.expressions import RESERVED, names, parse, write
 from physnet.parameters import ParameterSpec, parse_parameter
 from physnet.sources import read_source
@@ -67,7 +66,7 @@ class Energy:
             elif name in RESERVED:
                 faults.append(Fault(f"'{name}' is reserved", "choose another name", ("parameters", name)))
             else:
-                spec = attempt("parameters", lambda n=name, d=declared: _under(n, lambda: parse_parameter(n, d)))
+                spec = attempt("parameters", lambda n=name, d=declared: located((n,), lambda: parse_parameter(n, d)))
                 if spec is not None:
                     specs[name] = spec
         broken = set(self.parameters) - set(specs)
@@ -99,13 +98,6 @@ class Energy:
         return result
 
 
-def _under(key: str, make: Any) -> Any:
-    try:
-        return make()
-    except DeclarationError as error:
-        raise error.under(key) from None
-
-
 def undeclared(
     term: sp.Expr, source: object, states: set[str], parameters: set[str], kind: str, path: tuple[str, ...]
 ) -> list[Fault]:
@@ -116,9 +108,8 @@ def undeclared(
             message = f"'{name}' has no meaning in a {kind} term"
             fix = f"a {kind} term is written in {', '.join(sorted(states))} and {kind} parameters"
         else:
-            close = difflib.get_close_matches(name, sorted(parameters | states), 1)
             message = f"undeclared symbol '{name}' in {'an' if kind == 'edge' else 'a'} {kind} term"
-            fix = (f"did you mean {close[0]}? or " if close else "") + _declaring(name, kind)
+            fix = did_you_mean(name, sorted(parameters | states), _declaring(name, kind))
         text = source if isinstance(source, str) else write(term)
         faults.append(Fault(message, fix, path, offset=_find_name(text, name), value=text))
     return faults
@@ -180,13 +171,8 @@ def energy_from_mapping(declared: Mapping[str, Any], name: str = "") -> Energy:
     """An energy from the mapping that stands under `energy:` in a file or makes up a catalogue entry."""
     unknown = sorted(set(declared) - _KEYS)
     if unknown:
-        close = difflib.get_close_matches(unknown[0], _KEYS, 1)
         raise DeclarationError(
-            Fault(
-                f"unknown key '{unknown[0]}'",
-                f"did you mean {close[0]}?" if close else f"known: {sorted(_KEYS)}",
-                (unknown[0],),
-            )
+            Fault(f"unknown key '{unknown[0]}'", did_you_mean(unknown[0], _KEYS), (unknown[0],), at_key=True)
         )
     version = declared.get("physnet", FORMAT)
     if version != FORMAT:
@@ -220,14 +206,8 @@ def load_energy(name: str) -> Energy:
     """
     entries = catalogue()
     if name not in entries:
-        close = difflib.get_close_matches(str(name), entries, 1)
-        hint = f"did you mean {close[0]}? " if close else ""
-        raise DeclarationError(
-            Fault(
-                f"there is no energy '{name}' in the catalogue",
-                f"{hint}known: {', '.join(entries)}; or declare your own",
-            )
-        )
+        hint = did_you_mean(name, entries, f"one of {', '.join(entries)}; or declare your own")
+        raise DeclarationError(Fault(f"there is no energy '{name}' in the catalogue", hint))
     source = read_source(entries[name])
     try:
         return energy_from_mapping(source.data, name)

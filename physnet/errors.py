@@ -2,8 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import difflib
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def did_you_mean(name: object, known: Iterable[str], otherwise: str = "") -> str:
+    """A fix for a name that isn't known: the closest one that is, or all of them, or what `otherwise` says."""
+    options = list(known)
+    close = difflib.get_close_matches(str(name), options, 1)
+    if close:
+        return f"did you mean {close[0]}?" + (f" or {otherwise}" if otherwise else "")
+    return otherwise or f"known: {', '.join(options)}"
+
+
+def located(path: tuple[str | int, ...], make: Callable[[], T]) -> T:
+    """Do something whose faults belong to a place in the declaration."""
+    try:
+        return make()
+    except DeclarationError as error:
+        raise error.under(*path) from None
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ Expressions come from files that anybody may have written, so nothing here evalu
 from __future__ import annotations
 
 import ast
-import difflib
 import math
 from collections.abc import Callable, Collection
 from typing import Any, cast
@@ -15,7 +14,7 @@ from typing import Any, cast
 import sympy as sp
 from sympy.printing.str import StrPrinter
 
-from physnet.errors import DeclarationError, Fault
+from physnet.errors import DeclarationError, Fault, did_you_mean
 
 MAX_LENGTH = 4000
 MAX_DEPTH = 60
@@ -329,8 +328,7 @@ class _Parser:
         if name in self.extra_functions:
             return cast(sp.Expr, sp.Function(name)(*arguments))
         if name not in FUNCTIONS:
-            close = difflib.get_close_matches(name, [*FUNCTIONS, *self.extra_functions], 1)
-            hint = f"did you mean {close[0]}?" if close else f"known functions: {', '.join(FUNCTIONS)}"
+            hint = did_you_mean(name, [*FUNCTIONS, *self.extra_functions])
             raise self.at(node, f"unknown function '{name}'", hint)
         count, function = FUNCTIONS[name]
         if (count is None and len(arguments) < 2) or (count is not None and len(arguments) != count):

@@ -26,10 +26,9 @@ from physnet.elements import (
     parse_shape,
     specialise,
     unused,
-    within,
 )
 from physnet.energy import FORMAT, Energy, load_energy, parse_encoding, undeclared
-from physnet.errors import DeclarationError, Fault, ShapeError
+from physnet.errors import DeclarationError, Fault, ShapeError, located
 from physnet.expressions import names, parse, write
 from physnet.parameters import ParameterSpec
 
@@ -101,7 +100,7 @@ class EnergyGraph:
             raise DeclarationError(Fault(f"the name '{name}' is taken", "give the edge a name of its own", path))
         base = load_energy(energy) if isinstance(energy, str) else (energy or self.energy)
         coupling, specs = specialise(base.coupling, base, "edge", {"pre", "post"}, term, parameters, path)
-        link = within((*path, "via"), lambda: parse_connection(connection))
+        link = located((*path, "via"), lambda: parse_connection(connection))
         used = {key: spec for key, spec in specs.items() if key in names(coupling)}
         for key in set(parameters or ()) - set(used):
             raise DeclarationError(unused(key, used, (*path, "parameters", key)))
@@ -113,7 +112,7 @@ class EnergyGraph:
         path = ("costs", node)
         if node not in self.network:
             raise no_such_node(node, self.network, path)
-        parsed = within(path, lambda: parse(term))
+        parsed = located(path, lambda: parse(term))
         declared = self.node(node)
         faults = undeclared(parsed, term, {"x", "y"}, set(declared.parameters), "cost", path)
         if faults:
@@ -142,15 +141,17 @@ class EnergyGraph:
         if name in self.network or name in (edge.name for edge in self.edges()):
             raise DeclarationError(Fault(f"the name '{name}' is taken", "rename one of the two", path))
         base = load_energy(energy) if isinstance(energy, str) else (energy or self.energy)
-        data_shape = within(path, lambda: parse_shape(shape))
+        data_shape = located(path, lambda: parse_shape(shape))
         if role == "input":
-            codes = within((*path, "encode"), lambda: parse_encoding(encode)) if encode is not None else base.encode
+            codes = located((*path, "encode"), lambda: parse_encoding(encode)) if encode is not None else base.encode
             full = (data_shape[0] * max(len(codes), 1), *data_shape[1:])
             node = Node(name, full, data_shape, role, sp.Integer(0), base.domain_for("state"), {}, tuple(codes))
         else:
             written, specs = specialise(base.node, base, "node", {"x"}, term, parameters, path)
-            lives = base.domain_for(role) if domain is None else within((*path, "domain"), lambda: parse_domain(domain))
-            within((*path, "domain"), lambda: lives.check(data_shape))
+            lives = (
+                base.domain_for(role) if domain is None else located((*path, "domain"), lambda: parse_domain(domain))
+            )
+            located((*path, "domain"), lambda: lives.check(data_shape))
             overridden = set(parameters or ())
             used = {key: spec for key, spec in specs.items() if key in names(written) or key in overridden}
             node = Node(name, data_shape, data_shape, role, written, lives, used)

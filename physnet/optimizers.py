@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from physnet.errors import DeclarationError, Fault
+from physnet.errors import DeclarationError, Fault, did_you_mean
 from physnet.model import EnergyModel
 
 
@@ -28,8 +27,7 @@ def make_optimizer(model: EnergyModel, declared: Any, rates: Mapping[str, float]
     tensors = {name: value for name, value in model.tensors.items() if value.requires_grad}
     for name, rate in rates.items():
         if name not in tensors:
-            close = difflib.get_close_matches(name, tensors, 1)
-            hint = f"did you mean {close[0]}?" if close else f"tensors: {', '.join(tensors)}"
+            hint = did_you_mean(name, tensors)
             raise DeclarationError(Fault(f"there is no trained tensor '{name}' to give the rate {rate}", hint))
     rest = [value for name, value in tensors.items() if name not in rates]
     groups: list[dict[str, Any]] = [{"params": rest}] if rest else []
@@ -65,8 +63,7 @@ def _find(what: str, declared: Any, kinds: Mapping[str, Any]) -> tuple[Any, dict
     key = str(name).replace("_", "").lower()
     key = key.removesuffix("lr") if what == "scheduler" else key
     if key not in kinds:
-        close = difflib.get_close_matches(key, kinds, 1)
-        hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(sorted(kinds))}"
+        hint = did_you_mean(key, kinds)
         raise DeclarationError(Fault(f"there is no {what} '{name}'", hint))
     return kinds[key], dict(options or {})
 

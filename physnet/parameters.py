@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import sympy as sp
 
 from physnet.domains import REAL, Interval, parse_domain
-from physnet.errors import DeclarationError, Fault
+from physnet.errors import DeclarationError, Fault, did_you_mean
 from physnet.expressions import names, parse
 
 if TYPE_CHECKING:
@@ -75,8 +74,7 @@ class ParameterSpec:
             raise error.under("init") from None
         for constant in set(self.constants) - used:
             known = ("on", "shape", "init", "constraint", "frozen", *sorted(used - {"fan_in", "fan_out"}))
-            close = difflib.get_close_matches(constant, known, 1)
-            hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
+            hint = did_you_mean(constant, known)
             raise DeclarationError(Fault(f"unknown key '{constant}' of the parameter {self.name}", hint, (constant,)))
 
     def expression(self) -> sp.Expr:

@@ -8,11 +8,10 @@ lists draws one of them for every batch. A phase with m_k = 0 is the free equili
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from physnet.errors import DeclarationError, Fault
+from physnet.errors import DeclarationError, Fault, did_you_mean
 
 if TYPE_CHECKING:
     import torch
@@ -69,7 +68,6 @@ def find_protocol(name: str | Protocol) -> Protocol:
     if isinstance(name, Protocol):
         return name
     if name not in PROTOCOLS:
-        close = difflib.get_close_matches(str(name), PROTOCOLS, 1)
-        hint = f"did you mean {close[0]}?" if close else f"use {', '.join(PROTOCOLS)}, implicit"
+        hint = did_you_mean(name, PROTOCOLS)
         raise DeclarationError(Fault(f"unknown protocol '{name}'", hint, ("protocol",), value=str(name)))
     return PROTOCOLS[name]
