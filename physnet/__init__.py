@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from physnet.model import EnergyModel, compile_energy
     from physnet.protocols import Protocol
     from physnet.relaxation import Equilibrium, Integrator, Relaxation, integrator, relax
-    from physnet.training import Trainer
+    from physnet.training import Trainer, load_run
 
 _HOMES = {
     "checking": ("check_gradients",),
@@ -35,7 +35,7 @@ _HOMES = {
     "model": ("EnergyModel", "compile_energy"),
     "protocols": ("Protocol",),
     "relaxation": ("Equilibrium", "Integrator", "Relaxation", "integrator", "relax"),
-    "training": ("Trainer",),
+    "training": ("Trainer", "load_run"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -45,7 +45,7 @@ __all__ = [  # noqa: RUF022
     "DataError", "DeclarationError", "PhysnetError", "RelaxationError", "RelaxationWarning", "ShapeError", "explain",
     "EnergyGraph",
     "EquilibriumPropagation", "gradients", "EnergyModel", "compile_energy", "Protocol", "Equilibrium", "Integrator",
-    "Relaxation", "integrator", "relax", "Trainer",
+    "Relaxation", "integrator", "relax", "Trainer", "load_run",
 ]  # fmt: skip
 
 

@@ -78,9 +78,32 @@ def test_a_broken_file_ends_with_status_2_and_a_caret(tmp_path: Path, command: s
     assert f"{path}:1:" in result.stderr or f"{path}:2:" in result.stderr
 
 
+def test_a_damaged_run_ends_with_status_2(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert physnet("train", DIGITS, "--set", "train.epochs=1", "--out", str(run)).returncode == 0
+    declared = (run / "experiment.yaml").read_text()
+    (run / "experiment.yaml").write_text(declared.replace("- 256", "- 16").replace("[256]", "[16]"))
+    other_shape = physnet("evaluate", str(run))
+    (run / "experiment.yaml").write_text(declared)
+    (run / "parameters.safetensors").write_bytes(b"damaged")
+    damaged = physnet("evaluate", str(run))
+    for result in (other_shape, damaged):
+        assert result.returncode == 2
+        assert "parameters.safetensors" in result.stderr
+        assert "Traceback" not in result.stderr
+
+
 @pytest.mark.parametrize(
     "arguments",
-    [("train", "absent.yaml"), ("evaluate", "absent"), ("train", DIGITS, "--set", "train"), ("train",), ("sing",)],
+    [
+        ("train", DIGITS, "--set", "train.device=banana"),
+        ("train", DIGITS, "--out", "/proc/run"),
+        ("train", "absent.yaml"),
+        ("evaluate", "absent"),
+        ("train", DIGITS, "--set", "train"),
+        ("train",),
+        ("sing",),
+    ],
 )
 def test_wrong_calls_end_with_status_2(arguments: tuple[str, ...]) -> None:
     result = physnet(*arguments)

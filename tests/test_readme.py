@@ -30,7 +30,7 @@ def test_the_yaml_example_is_short_and_trains() -> None:
 
 def test_the_python_example_is_short_and_runs(capsys: pytest.CaptureFixture[str]) -> None:
     text = block("python")
-    assert len([line for line in text.splitlines() if line]) <= 18
+    assert len([line for line in text.splitlines() if line]) <= 16
     exec(compile(text, "README.md", "exec"), {})
     assert "tensor" in capsys.readouterr().out
 
@@ -42,3 +42,18 @@ def test_the_table_names_every_energy_of_the_catalogue() -> None:
 
     for name in [*catalogue(), *PROTOCOLS, *integrators()]:
         assert f"`{name}`" in README
+
+
+def test_the_declaration_reference_is_valid() -> None:
+    """The commented example of the reference is read, compiled, and knows every key of the schema."""
+    from physnet.model import compile_energy
+    from physnet.schema import ExperimentSchema, NodeSchema, RelaxSchema, TrainSchema
+
+    text = (ROOT / "docs" / "declaration.md").read_text()
+    whole, energy = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    experiment = parse_experiment(whole.replace("data: digits ", "data: {npz: {file: absent.npz}} "))
+    compile_energy(experiment.graph)
+    for schema in (ExperimentSchema, NodeSchema, RelaxSchema, TrainSchema):
+        for key in set(schema.model_fields) - {"costs", "term", "energy", "options"}:
+            assert f"{key}:" in whole, key
+    parse_experiment(energy + "nodes: {a: {shape: 2, role: input}, b: {shape: 2}}\nedges: [a -> b]\n")
