@@ -166,7 +166,7 @@ def _update(solver: Solver, node: Node, table: Names) -> Update:
         case Quadratic(curvature, drive):
             state = cast(sp.Expr, named(drive) / named(curvature))
             vanishes = curvature.free_symbols - {BETA} and not curvature.is_positive
-            note = "a unit without curvature stays at 0" if vanishes else ""
+            note = "an undriven unit without curvature stays at 0" if vanishes else ""
             return Update("exact", tuple(Case(_confined(state, part), units) for units, part in parts), note)
         case Linear(drive):
             signs = {"hi": named(drive) > 0, "lo": named(drive) < 0}
