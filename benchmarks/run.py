@@ -203,7 +203,7 @@ def main() -> None:
             f"{r.whole_cosine:.6f}", f"{r.worst_cosine_to_implicit:.4f}", f"{r.sweeps:.1f}", f"{r.nudged_sweeps:.1f}",
             f"{r.step_ms:.2f}", f"{r.backprop_ms:.2f}",
         )  # fmt: skip
-    Console(width=130).print(table)
+    Console(width=150).print(table)
     print(options.out)
 
 
