@@ -13,10 +13,10 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -226,13 +226,18 @@ class Tally:
         return float(torch.cat(self.costs).double().mean())
 
     def error(self) -> float | None:
-        return 100 * (1 - float(torch.cat(self.hits).double().mean())) if self.hits else None
+        return _per_cent(float(torch.cat(self.hits).double().mean())) if self.hits else None
 
     def relaxation(self) -> tuple[float, float, float, float]:
         """Mean sweeps, mean nudged sweeps, mean residual, share of unconverged samples in per cent."""
         sweeps, residual, missed = torch.cat(self.free, 1).double().mean(1).tolist()
         nudged = float(torch.cat(self.nudged).double().mean()) if self.nudged else 0.0
         return sweeps, nudged, residual, 100 * missed
+
+
+def _per_cent(accuracy: float) -> float:
+    """The error in per cent, without the digits that float32 made up."""
+    return round(100 * (1 - accuracy), 4)
 
 
 def class_target(model: EnergyModel, batch: Mapping[str, Tensor]) -> str | None:
@@ -267,12 +272,10 @@ def evaluate(engine: EquilibriumPropagation, data: Mapping[str, Tensor]) -> tupl
         cost += float(model.functions["cost"](model.tensors, free.states, targets).double().sum())
         if target is not None:
             accuracy.update(model.scores(free.states, target).argmax(1), batch[target])
-    return cost / samples, None if target is None else 100 * (1 - float(accuracy.compute()))
+    return cost / samples, None if target is None else _per_cent(float(accuracy.compute()))
 
 
 def _from_zero(engine: EquilibriumPropagation) -> EquilibriumPropagation:
-    from dataclasses import replace
-
     return EquilibriumPropagation(
         engine.model,
         engine.beta,
@@ -282,18 +285,15 @@ def _from_zero(engine: EquilibriumPropagation) -> EquilibriumPropagation:
     )
 
 
-class experiment_faults:
+@contextmanager
+def experiment_faults(experiment: Experiment, *path: str) -> Iterator[None]:
     """Inside this context, faults are located in the experiment's file under a path."""
-
-    def __init__(self, experiment: Experiment, *path: str) -> None:
-        self.experiment, self.path = experiment, path
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, DeclarationError) and not any(fault.place for fault in error.faults):
-            raise self.experiment.source.relocate(error.under(*self.path)) from None
+    try:
+        yield
+    except DeclarationError as error:
+        if any(fault.place for fault in error.faults):
+            raise
+        raise experiment.source.relocate(error.under(*path)) from None
 
 
 # --------------------------------------------------------------------------- runs
