@@ -336,9 +336,7 @@ class _Emitter(Vocabulary):
                 moving.append("free" if graph.node(side).free else "clamped")
             else:
                 end = "pre" if variable is PRE else "post"
-                values.append(
-                    f"ones({edge.name}_edge.{end}, s)" if factor == 1 else f"{factor}*ones({edge.name}_edge.{end}, s)"
-                )
+                values.append(f"ones({edge.name}_edge.{end}, s)")
                 moving.append("constant")
         scale = self.print(product.number)
         return f"phases.{moving[0]}_{moving[1]}({values[0]}, {values[1]}, {scale})"
@@ -352,7 +350,4 @@ class _Emitter(Vocabulary):
         if slope == 0:
             self.out(f"return 0*{weight}")
             return
-        symbols = self.node_symbols(name) | {X: self.state(name)}
-        fold = len(names(rest) & {"x"})  # a slope without x has one row for all
-        value = self.print(rest, symbols) if fold else f"{self.print(rest, symbols)} + 0*{self.state(name)}"
-        self.out(f"return phases.reduce({value}, {weight}, {self.print(number)})")
+        self.out(f"return phases.reduce({self.per_unit(rest, name)}, {weight}, {self.print(number)})")

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from physnet.elements import no_such_node
 from physnet.energy import FORMAT, Energy, energy_from_mapping, load_energy
-from physnet.errors import DeclarationError, Fault, ShapeError, did_you_mean
+from physnet.errors import DeclarationError, Fault, ShapeError, did_you_mean, located
 from physnet.graph import EnergyGraph
 from physnet.protocols import find_protocol
 from physnet.schema import CostSchema, ExperimentSchema, LearnSchema, NodeSchema, RelaxSchema, TrainSchema, keys_at
@@ -120,10 +120,8 @@ def _build(source: Source) -> Experiment:
     try:
         schema = _read_schema(source.data)
         graph = _Builder(schema).build()
-        try:
-            find_protocol(schema.learn.protocol if schema.learn.protocol != "implicit" else "centered")
-        except DeclarationError as error:
-            raise error.under("learn") from None
+        protocol = schema.learn.protocol
+        located(("learn",), lambda: find_protocol("centered" if protocol == "implicit" else protocol))
     except DeclarationError as error:
         raise source.relocate(error) from None
     return Experiment(graph, schema.relax, schema.learn, schema.train, source)
@@ -168,7 +166,7 @@ class _Builder:
         self.edge_paths: dict[str, tuple[str | int, ...]] = {}
 
     def build(self) -> EnergyGraph:
-        energy = self.attempt(lambda: self.energy(self.schema.energy, "energy"))
+        energy = self.attempt(lambda: located(("energy",), lambda: self.energy(self.schema.energy)))
         if self.faults:
             raise DeclarationError(self.faults)
         self.graph = EnergyGraph(energy, self.schema.name)
@@ -201,23 +199,21 @@ class _Builder:
                 return replace(fault, path=(*self.edge_paths[ends], *rest), at_key=fault.at_key or not rest)
         return fault
 
-    def energy(self, declared: Any, *path: str) -> Energy:
-        try:
-            if declared is None:
-                return Energy()
-            if isinstance(declared, str):
-                return load_energy(declared)
-            if isinstance(declared, Mapping):
-                return energy_from_mapping(declared)
-            raise DeclarationError(f"expected a name or a mapping, found {declared!r}", "such as energy: hopfield")
-        except DeclarationError as error:
-            raise error.under(*path) from None
+    @staticmethod
+    def energy(declared: Any) -> Energy:
+        if declared is None:
+            return Energy()
+        if isinstance(declared, str):
+            return load_energy(declared)
+        if isinstance(declared, Mapping):
+            return energy_from_mapping(declared)
+        raise DeclarationError(f"expected a name or a mapping, found {declared!r}", "such as energy: hopfield")
 
     def node(self, name: str, node: NodeSchema) -> None:
         given = {key: getattr(node, key) for key in node.model_fields_set - {"shape", "role"}}
         path = ("nodes", name)
         if "energy" in given:
-            given["energy"] = self.energy(given["energy"], *path, "energy")
+            given["energy"] = located((*path, "energy"), lambda: self.energy(given["energy"]))
         if node.role == "input":
             for key in sorted(set(given) - {"encode"}):
                 raise DeclarationError(Fault(f"an input is clamped and has no {key}", "remove it", (*path, key)))
@@ -258,7 +254,8 @@ class _Builder:
         self.couple(pre, post, dict(body), where)
 
     def couple(self, pre: str, post: str, body: dict[str, Any], where: tuple[str | int, ...]) -> None:
-        energy = self.energy(body.pop("energy"), f"edges {pre} -> {post}") if "energy" in body else None
+        own = body.pop("energy", None)
+        energy = None if own is None else located((*where, "energy"), lambda: self.energy(own))
         parameters = body.pop("parameters", {}) or {}
         if not isinstance(parameters, Mapping):
             raise DeclarationError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -123,8 +124,6 @@ def _declaring(name: str, kind: str) -> str:
 
 def _find_name(text: str, name: str) -> int | None:
     """Where a whole word stands in an expression."""
-    import re
-
     found = re.search(rf"(?<![A-Za-z0-9_]){re.escape(name)}(?![A-Za-z0-9_])", text)
     return found.start() if found else None
 

@@ -106,8 +106,7 @@ class EquilibriumPropagation(nn.Module):
         targets = {name: batch.pop(name) for name in list(batch) if name in model.targets}
         inputs = {name: torch.as_tensor(value) for name, value in batch.items()}
         leaves = (*inputs.values(), *model.tensors.values())
-        with full_precision(model.device):
-            return _Equilibrate.apply(self, inputs, targets, torch.is_grad_enabled(), *leaves)  # pyright: ignore
+        return _Equilibrate.apply(self, inputs, targets, torch.is_grad_enabled(), *leaves)  # pyright: ignore
 
     def settle(self, inputs: Mapping[str, Tensor], rows: int | None = None) -> Equilibrium:
         """The free equilibrium of a batch, from the declared initial state; `rows` is for networks without inputs."""

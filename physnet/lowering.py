@@ -18,7 +18,7 @@ import networkx as nx
 import sympy as sp
 
 from physnet.elements import Cost, Edge, Node
-from physnet.errors import DeclarationError, Fault
+from physnet.errors import DeclarationError, Fault, located
 from physnet.expressions import derivative, symbol
 from physnet.graph import EnergyGraph
 from physnet.separation import POST, PRE, GradientOnly, Separated, Solver, X, classify, separate
@@ -160,14 +160,12 @@ def lower(graph: EnergyGraph) -> Plan:
 
 
 def _separate(edge: Edge) -> tuple[Separated, ...] | None:
+    path = ("edges", f"{edge.pre} -> {edge.post}")
     for summand in sp.Add.make_args(edge.term):
         if edge.term != 0 and not summand.has(PRE, POST):
             message = f"the summand {summand} of the coupling depends on no state, so that it has no effect"
-            raise DeclarationError(Fault(message, "remove it", ("edges", f"{edge.pre} -> {edge.post}")))
-    try:
-        return separate(edge.term)
-    except DeclarationError as error:
-        raise error.under("edges", f"{edge.pre} -> {edge.post}") from None
+            raise DeclarationError(Fault(message, "remove it", path))
+    return located(path, lambda: separate(edge.term))
 
 
 def _plan_node(graph: EnergyGraph, node: Node, edges: dict[str, EdgePlan]) -> NodePlan:

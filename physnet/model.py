@@ -17,10 +17,8 @@ from physnet.errors import DeclarationError, RelaxationError, ShapeError
 from physnet.graph import EnergyGraph
 from physnet.lowering import Plan, lower
 from physnet.printing import elementwise
-from physnet.problem import Problem
+from physnet.problem import Problem, State
 from physnet.randomness import stream
-
-State = dict[str, Tensor]
 
 
 class _Holder(nn.Module):

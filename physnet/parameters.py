@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import sympy as sp
 
 from physnet.domains import REAL, Interval, parse_domain
-from physnet.errors import DeclarationError, Fault, did_you_mean
+from physnet.errors import DeclarationError, Fault, did_you_mean, located
 from physnet.expressions import names, parse
 
 if TYPE_CHECKING:
@@ -68,10 +68,7 @@ class ParameterSpec:
                 raise DeclarationError(
                     Fault(f"{constant} must be a finite number, found {value!r}", "give a number", (constant,))
                 )
-        try:
-            used = names(self.expression())
-        except DeclarationError as error:
-            raise error.under("init") from None
+        used = names(located(("init",), self.expression))
         for constant in set(self.constants) - used:
             known = ("on", "shape", "init", "constraint", "frozen", *sorted(used - {"fan_in", "fan_out"}))
             hint = did_you_mean(constant, known)

@@ -49,11 +49,10 @@ class Vocabulary:
     def source(self, source: Source) -> str:
         plan = self.plan.edges[source.edge]
         way = "adjoint" if source.adjoint else "apply"
-        value = self.print(source.function, {X: self.state(source.neighbour)})
-        if source.constant:
+        if source.constant:  # a factor of 1, since separation puts numbers in front
             value = f"ones({source.edge}_edge.{'post' if source.adjoint else 'pre'}, s)"
-            if source.function != 1:
-                value = f"{self.print(source.function)}*{value}"
+        else:
+            value = self.print(source.function, {X: self.state(source.neighbour)})
         return f"{plan.edge.name}_edge.{way}({value}, {self.kernel(source.edge, source.kernel)})"
 
     def sum_of(self, sources: Iterable[Source]) -> str:

@@ -27,10 +27,6 @@ settings.register_profile(
 settings.load_profile("physnet")
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "slow: takes more than a few seconds")
-
-
 @pytest.fixture
 def float64() -> Iterator[None]:
     """float64 as the default dtype of one test."""

@@ -76,6 +76,12 @@ def test_a_broken_file_is_answered_with_place_and_fix(
         assert (fault.place.line, fault.place.column) == place
 
 
+def test_a_fault_in_the_energy_of_one_edge_has_its_place() -> None:
+    found = faults(GOOD.replace("hidden -> label: dense", "hidden -> label: {energy: hopfeld}")).faults[0]
+    assert found.place is not None
+    assert (found.place.line, found.place.column) == (9, 31)
+
+
 def test_all_faults_come_at_once() -> None:
     text = (
         GOOD.replace("shape: 3", "shape: 0").replace("(x - y)", "(x - q)").replace("hidden -> label", "hidden -> lable")
