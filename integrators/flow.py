@@ -104,11 +104,10 @@ class _VectorField(torch.nn.Module):
         self.goal = max(rule.tolerance, 1e-2)
         self.error, self.stage_end, self.met = 0.1 * self.goal, STAGE, False
         self.smallest = torch.finfo(self.current.dtype).eps
+        # lengths are judged by the state; at a start from zero, by the force that will move it
         reach = [float(problem.domain(name).magnitude(value).abs().max()) for name, value in state.items()]
-        self.scale = max(1.0, *reach)
-        if rule.reference is not None:  # a displacement is as small as the force of the nudge
-            nudge = max(float(force.abs().max()) for force in problem.force(state).values())
-            self.scale = min(self.scale, max(nudge, self.smallest * self.scale))
+        push = [float(force.abs().max()) for force in problem.force(state).values()]
+        self.scale = max(*reach, *push, self.smallest)
 
     def pack(self, state: State) -> Tensor:
         return torch.cat([value.flatten(1) for value in state.values()], 1)

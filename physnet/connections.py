@@ -15,6 +15,7 @@ import ast
 import inspect
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -98,6 +99,33 @@ class Linked(ABC):
 
     def __init__(self, pre: Shape, post: Shape) -> None:
         self.pre, self.post = pre, post
+
+
+class RealLink(Linked):
+    """A connection whose weights are real, for states that may be complex: real and imaginary parts pass it apart."""
+
+    def __init__(self, link: Linked) -> None:
+        super().__init__(link.pre, link.post)
+        self.link, self.pairs, self.to_pre, self.to_post = link, link.pairs, link.to_pre, link.to_post
+
+    def apply(self, u: Tensor, w: Tensor) -> Tensor:
+        return _in_parts(u, w, self.link.apply)
+
+    def adjoint(self, v: Tensor, w: Tensor) -> Tensor:
+        return _in_parts(v, w, self.link.adjoint)
+
+    def correlate(self, u: Tensor, v: Tensor, w: Tensor) -> Tensor:
+        return self.link.correlate(u, v, w)
+
+
+def _in_parts(u: Tensor, w: Tensor, apply: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    if not u.is_complex():
+        return apply(u, w)
+    import torch
+
+    rows = u.shape[0]
+    both = apply(torch.cat([u.real, u.imag]), w)
+    return torch.complex(both[:rows], both[rows:])
 
 
 @dataclass(frozen=True)

@@ -1,86 +1,100 @@
 """How the phases of a protocol combine into one gradient.
 
-    gradient = sum_k c_k dF/dtheta(s_k)
+    gradient = Re sum_k c_k dF/dtheta(s_k)
 
-Each dF/dtheta is a product u_k v_k^T of nearly equal states, so the sum is formed from differences, which floating
-point keeps exactly, in as many rows as the plain sum would take:
+Each dF/dtheta is a product u_k v_k^T of states that differ little from the free one. What comes here is therefore how
+much u and v have changed since the free phase, and the sum is formed from changes, in as many rows as the plain sum
+would take:
 
     sum_k c_k u_k v_k^T = sum_{k>0} (u_k - u_0) c_k v_k^T + u_0 (sum_{k>0} c_k (v_k - v_0) + (sum_k c_k) v_0)^T
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Num
 from torch import Tensor
 
 Rows = tuple[Tensor, Tensor]
+Moved = tuple[Num[Tensor, " phased ..."], Num[Tensor, " phased ..."]]
+"""A quantity in all phases, and how much it has changed since the free phase."""
 
 
 class Phases:
     """The phases of one batch. Free states hold one block of `rows` rows per phase; clamped states hold it once.
 
     Arguments:
-        coefficients: c_k.
+        coefficients: c_k; complex ones stand for themselves and their conjugates.
         rows: samples in the batch.
         scale: a factor for the whole gradient, a number or a 0-dimensional tensor.
     """
 
-    def __init__(self, coefficients: Sequence[float], rows: int, scale: Tensor | float = 1.0) -> None:
+    def __init__(self, coefficients: Sequence[complex], rows: int, scale: Tensor | float = 1.0) -> None:
         self.coefficients, self.rows, self.scale = tuple(coefficients), rows, scale
         whole = sum(self.coefficients)
         self.sum = 0.0 if abs(whole) < 1e-9 * max(map(abs, self.coefficients)) else whole
 
-    def difference(self, v: Float[Tensor, " phased *unit"], number: float = 1.0) -> Float[Tensor, " rows *unit"]:
+    def _blocks(self, v: Tensor) -> Tensor:
+        return v.unflatten(0, (len(self.coefficients), self.rows))
+
+    def _combine(self, change: Tensor, value: Callable[[], Tensor], number: float) -> Tensor:
         """number * scale * sum_k c_k v_k: [phases * rows, ...] -> [rows, ...]."""
-        blocks = v.unflatten(0, (len(self.coefficients), self.rows))
-        first = blocks[0]
+        blocks = self._blocks(change)
         parts = [
-            (block - first) * (coefficient * number * self.scale)
+            (block - blocks[0]) * (coefficient * number * self.scale)
             for coefficient, block in zip(self.coefficients[1:], blocks[1:], strict=True)
         ]
         if self.sum:
-            parts.append(first * (self.sum * number * self.scale))
+            parts.append(self._blocks(value())[0] * (self.sum * number * self.scale))
         return sum(parts[1:], parts[0])
 
-    def free_free(
-        self, u: Float[Tensor, " phased *pre"], v: Float[Tensor, " phased *post"], number: float
-    ) -> tuple[Float[Tensor, " phased *pre"], Float[Tensor, " phased *post"]]:
-        """Rows U, V with U^T V = number * sum_k c_k u_k^T v_k, both ends being free."""
-        if u.numel() < v.numel():  # the scaled copies are made of the smaller end
+    def difference(
+        self, change: Tensor, value: Callable[[], Tensor], number: float = 1.0
+    ) -> Num[Tensor, " rows *unit"]:
+        """number * scale * Re sum_k c_k v_k, from how much each v_k has changed; `value` is called if it matters."""
+        combined = self._combine(change, value, number)
+        return combined.real if combined.is_complex() else combined
+
+    # ---------------------------------------------------------------- products of both ends of an edge
+
+    def free_free(self, u: Moved, v: Moved, number: float) -> Rows:
+        """Rows U, V with U^T V = number * Re sum_k c_k u_k^T v_k, both ends being free."""
+        if u[0].numel() < v[0].numel():  # the scaled copies are made of the smaller end
             right, left = self.free_free(v, u, number)
             return left, right
-        blocks_u = u.unflatten(0, (len(self.coefficients), self.rows))
-        blocks_v = v.unflatten(0, (len(self.coefficients), self.rows))
-        left = [block - blocks_u[0] for block in blocks_u[1:]]
-        right = [
+        values, changes = self._blocks(u[0]), self._blocks(u[1])
+        left = torch.cat([*(change - changes[0] for change in changes[1:]), values[0]])
+        scaled = [
             block * (coefficient * number * self.scale)
-            for coefficient, block in zip(self.coefficients[1:], blocks_v[1:], strict=True)
+            for coefficient, block in zip(self.coefficients[1:], self._blocks(v[0])[1:], strict=True)
         ]
-        return torch.cat([*left, blocks_u[0]]), torch.cat([*right, self.difference(v, number)])
+        right = torch.cat([*scaled, self._combine(v[1], lambda: v[0], number)])
+        if not left.is_complex():
+            return left, right
+        return torch.cat([left.real, left.imag]), torch.cat([right.real, -right.imag])
 
-    def clamped_free(self, u: Tensor, v: Tensor, number: float) -> Rows:
-        return u, self.difference(v, number)
+    def clamped_free(self, u: Tensor, v: Moved, number: float) -> Rows:
+        return u, self.difference(v[1], lambda: v[0], number)
 
-    def free_clamped(self, u: Tensor, v: Tensor, number: float) -> Rows:
-        return self.difference(u, number), v
+    def free_clamped(self, u: Moved, v: Tensor, number: float) -> Rows:
+        return self.difference(u[1], lambda: u[0], number), v
 
-    def constant_free(self, u: Tensor, v: Tensor, number: float) -> Rows:
-        return u, self.difference(v, number).sum(0, keepdim=True)
+    def constant_free(self, u: Tensor, v: Moved, number: float) -> Rows:
+        return u, self.clamped_free(u, v, number)[1].sum(0, keepdim=True)
 
-    def free_constant(self, u: Tensor, v: Tensor, number: float) -> Rows:
-        return self.difference(u, number).sum(0, keepdim=True), v
+    def free_constant(self, u: Moved, v: Tensor, number: float) -> Rows:
+        return self.free_clamped(u, v, number)[0].sum(0, keepdim=True), v
 
     def clamped_clamped(self, u: Tensor, v: Tensor, number: float) -> Rows:
-        return u, v * (self.sum * number * self.scale)
+        return u, v * (self.sum.real * number * self.scale)
 
     def clamped_constant(self, u: Tensor, v: Tensor, number: float) -> Rows:
-        return u.sum(0, keepdim=True) * (self.sum * number * self.scale), v
+        return u.sum(0, keepdim=True) * (self.sum.real * number * self.scale), v
 
     def constant_clamped(self, u: Tensor, v: Tensor, number: float) -> Rows:
-        return u, v.sum(0, keepdim=True) * (self.sum * number * self.scale)
+        return u, v.sum(0, keepdim=True) * (self.sum.real * number * self.scale)
 
     @staticmethod
     def stack(*products: Rows) -> Rows:
@@ -97,9 +111,9 @@ class Phases:
             for name, value in s.items()
         }
 
-    def reduce(self, values: Tensor, parameter: Tensor, number: float = 1.0) -> Tensor:
+    def reduce(self, change: Tensor, value: Callable[[], Tensor], parameter: Tensor, number: float = 1.0) -> Tensor:
         """Combine per-row values, then sum over everything that shares one entry of the parameter."""
-        combined = self.difference(values, number).sum(0)
+        combined = self.difference(change, value, number).sum(0)
         if parameter.dim() == 0:
             return combined.sum()
         return combined.flatten(parameter.dim()).sum(-1) if combined.dim() > parameter.dim() else combined

@@ -20,11 +20,11 @@ from torch.autograd.function import once_differentiable
 from physnet.contrast import Phases
 from physnet.errors import DeclarationError, Fault, ShapeError
 from physnet.model import EnergyModel
-from physnet.problem import Problem, State
+from physnet.problem import Problem
 from physnet.protocols import Protocol, find_protocol
 from physnet.randomness import stream
 from physnet.references import implicit_gradient
-from physnet.relaxation import Equilibrium, Relaxation, full_precision, initial_state, run
+from physnet.relaxation import Equilibrium, Relaxation, full_precision, initial_state, run, run_nudged
 
 
 @dataclass
@@ -40,7 +40,7 @@ class Record:
 
     free: Equilibrium
     nudged: Equilibrium | None
-    betas: tuple[float, ...]
+    betas: tuple[complex, ...]
     cost: Tensor
 
 
@@ -144,7 +144,7 @@ class _Equilibrate(torch.autograd.Function):
             ctx.free, ctx.targets, ctx.exact = free, wanted, ep.exact
             if not ep.exact:
                 ctx.coefficients = coefficients
-                ctx.nudged = ep.last.nudged = _nudge(ep, free, wanted, betas)
+                ctx.nudged = ep.last.nudged = run_nudged(free, wanted, betas, ep.nudged, ep.protocol.clamps)
         return cost.mean()
 
     @staticmethod
@@ -168,32 +168,27 @@ class _Equilibrate(torch.autograd.Function):
         return (None, None, None, None, *(found.get(name) for name in ctx.names))
 
 
-def _nudge(ep: EquilibriumPropagation, free: Equilibrium, targets: State, betas: list[float]) -> Equilibrium:
-    """Relax the phases of a protocol, all in one batch, from the free equilibrium.
-
-    A phase at beta = 0 goes along with the others: what the free phase left undone then moves all of them alike and
-    cancels in the contrast, where it would otherwise be divided by beta.
-    """
-    problem = free.problem.nudged(targets, betas)
-    start = {name: value.repeat(len(betas), *(1,) * (value.dim() - 1)) for name, value in free.states.items()}
-    return run(problem, start, ep.nudged, reference=start)
-
-
 def _contrast(ctx: Any, needed: list[str], scale: Tensor) -> dict[str, Tensor]:
-    """sum_k c_k dF/dtheta(s_k) / rows for every parameter and encoded input that is needed."""
+    """Re sum_k c_k dF/dtheta(s_k) / rows for every parameter and encoded input that is needed."""
     free: Problem = ctx.free.problem
-    problem, model = ctx.nudged.problem, free.model
+    nudged: Equilibrium = ctx.nudged
+    problem, model = nudged.displaced, free.model
+    assert problem is not None
     phases = Phases(ctx.coefficients, free.rows, scale / free.rows)
-    states = {**free.clamped, **ctx.nudged.states}
+    origin = {**problem.origin, **free.clamped}
+    states = {**free.clamped, **nudged.states}
     result: dict[str, Tensor] = {}
     for name in needed:
         if name in model.inputs:
-            result[name] = phases.difference(problem.force(ctx.nudged.states, [name])[name], -1.0)
+            change = problem.force(nudged.displacement, [name])[name]
+            result[name] = phases.difference(
+                change, lambda name=name: nudged.problem.force(nudged.states, [name])[name], -1.0
+            )
             continue
         owner, key = name.split(".")
         contrast = model.functions[f"contrast_{owner}__{key}"]
         beta = problem.beta_for(owner) if owner in model.plan.nodes else problem.beta
-        result[name] = contrast(free.parameters, states, problem.targets, beta, phases)
+        result[name] = contrast(free.parameters, origin, nudged.displacement, states, problem.targets, beta, phases)
     return result
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from physnet.displaced import nudge
 from physnet.learning import EquilibriumPropagation
 from physnet.problem import Problem, State
 from physnet.randomness import stream
@@ -41,14 +42,14 @@ class Trace:
 
 
 @torch.no_grad()
-def trace(problem: Problem, state: State, settings: Relaxation, reference: State | None = None) -> Trace:
+def trace(problem: Problem, state: State, settings: Relaxation) -> Trace:
     """Relax one sweep at a time and record what happens."""
     tolerance = settings.tolerance or 1e-6
-    rule = StoppingRule(problem, tolerance, 1, reference)
+    rule = StoppingRule(problem, tolerance, 1)
     single = replace(settings, max_sweeps=1, tolerance=1e-12)
     states, energy, residual = [state], [problem.energy(state)], [rule.residual(state)]
     while len(states) <= MAX_SWEEPS and bool((residual[-1] > tolerance).any()):
-        state = run(problem, state, single, reference, quiet=True).states
+        state = run(problem, state, single, quiet=True).states
         states.append(state)
         energy.append(problem.energy(state))
         residual.append(rule.residual(state))
@@ -71,14 +72,17 @@ def relaxation_picture(engine: EquilibriumPropagation, batch: Mapping[str, Tenso
     with torch.no_grad():
         start = initial_state(problem, initial, stream(engine.seed, "picture"))
     free = trace(problem, start, engine.relaxation)
-    nudged = trace(problem.nudged(targets, [engine.beta]), free.states[-1], engine.nudged, free.states[-1])
+    with torch.no_grad():
+        phase = nudge(problem, free.states[-1], targets, [engine.beta], engine.protocol.clamps)
+    nudged = trace(phase, phase.zero(), engine.nudged)
+    moved = [phase.states(displacement) for displacement in nudged.states]
 
     figure, axes = _figure(3, "How the network settles")
     gap = (free.energy - free.energy[-1:])[:-1]
     _per_sample(axes[0], gap, "free phase: energy above equilibrium", FREE)
     _per_sample(axes[1], free.residual, "relative residual", FREE)
     _per_sample(axes[1], nudged.residual, "relative residual", NUDGED, len(free.states) - 1)
-    _output_paths(axes[2], model.targets, free.states, nudged.states)
+    _output_paths(axes[2], model.targets, free.states, moved)
     return _save(figure, path)
 
 

@@ -7,7 +7,7 @@ from typing import Any, cast
 import sympy as sp
 from sympy.printing.str import StrPrinter
 
-from physnet import functions
+from physnet import functions, stable
 from physnet.expressions import symbol, write
 from physnet.lowering import BETA
 from physnet.separation import X
@@ -39,6 +39,12 @@ class TorchPrinter(StrPrinter):
     def _print_Function(self, expr: Any) -> str:
         name = type(expr).__name__
         return f"{_FUNCTION_NAMES.get(name, name)}({', '.join(map(self._print, expr.args))})"
+
+    def _print_Wide(self, expr: Any) -> str:
+        function, *pairs = expr.args
+        names: dict[sp.Basic, str] = {item: f"a{index}" for index, item in enumerate(function.variables)}
+        body = TorchPrinter(names).doprint(function.expr)
+        return f"wide_difference(lambda {', '.join(names.values())}: {body}, {', '.join(map(self._print, pairs))})"
 
     _print_Abs = _print_Min = _print_Max = _print_LatticeOp = _print_ExpBase = _print_Function
 
@@ -77,4 +83,4 @@ def elementwise(expression: sp.Expr) -> Any:
 
 
 def function_namespace() -> dict[str, Any]:
-    return {name: value for name, value in vars(functions).items() if callable(value)}
+    return {name: value for module in (functions, stable) for name, value in vars(module).items() if callable(value)}

@@ -52,7 +52,7 @@ class Problem:
         self.fixed = fixed if fixed is not None else self._fixed_fields()
         self._prepared: dict[str, tuple[Any, ...]] = {}
 
-    def nudged(self, targets: Mapping[str, Tensor], betas: Sequence[float]) -> Problem:
+    def nudged(self, targets: Mapping[str, Tensor], betas: Sequence[complex]) -> Problem:
         """The same batch under a nudge: `betas` gives one phase each, stacked along the rows.
 
         Arguments:
@@ -63,17 +63,22 @@ class Problem:
         wanted = self.model.as_targets(targets, self.rows)
         return Problem(
             self.model,
-            {name: _repeat(value, phases) for name, value in self.clamped.items()},
+            {name: repeat(value, phases) for name, value in self.clamped.items()},
             phases * self.rows,
             {
                 node: {
-                    i: _repeat(value, phases) if value.shape[0] == self.rows else value for i, value in fields.items()
+                    i: repeat(value, phases) if value.shape[0] == self.rows else value for i, value in fields.items()
                 }
                 for node, fields in self.fixed.items()
             },
-            {name: _repeat(value, phases) for name, value in wanted.items()},
-            torch.tensor(betas, dtype=self.like.dtype, device=self.like.device).repeat_interleave(self.rows),
+            {name: repeat(value, phases) for name, value in wanted.items()},
+            self._betas(betas).repeat_interleave(self.rows),
         )
+
+    def _betas(self, betas: Sequence[complex]) -> Tensor:
+        if any(complex(beta).imag for beta in betas):
+            return torch.tensor(betas, dtype=self.like.dtype.to_complex(), device=self.like.device)
+        return torch.tensor([complex(beta).real for beta in betas], dtype=self.like.dtype, device=self.like.device)
 
     @property
     def like(self) -> Tensor:
@@ -161,18 +166,22 @@ class Problem:
         return {name: self._minimiser(name) for name in self.model.free}
 
     def _minimiser(self, name: str) -> Callable[[Mapping[str, Tensor]], Tensor]:
-        solver = self.solver(name)
-        if isinstance(solver, GradientOnly):
-            raise RelaxationError(
-                f"the units of '{name}' have no exact update: {solver.reason}; use integrator='flow', "
-                "or change the energy"
-            )
+        self.refuse_gradient_only(name)
         beta = self.beta_for(name)
         functions, parameters, fixed, targets = self.model.functions, self.parameters, self.fixed, self.targets
         phase = self._phase(name)
         prepared = functions[f"prepare_{name}__{phase}"](parameters, fixed, targets, beta)
         update = functions[f"minimise_{name}__{phase}"]
         return lambda state: update(parameters, state, fixed, prepared, targets, beta)
+
+    def refuse_gradient_only(self, name: str) -> None:
+        """Raise `RelaxationError` for a node whose units have no exact update."""
+        solver = self.solver(name)
+        if isinstance(solver, GradientOnly):
+            raise RelaxationError(
+                f"the units of '{name}' have no exact update: {solver.reason}; use integrator='flow', "
+                "or change the energy"
+            )
 
     def beta_for(self, node: str) -> Tensor | float:
         """The nudge, shaped to broadcast over the states of a node."""
@@ -191,5 +200,6 @@ class Problem:
         return steps
 
 
-def _repeat(value: Tensor, phases: int) -> Tensor:
+def repeat(value: Tensor, phases: int) -> Tensor:
+    """The same rows for every phase."""
     return value if phases == 1 else value.repeat(phases, *(1,) * (value.dim() - 1))

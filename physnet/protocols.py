@@ -8,6 +8,8 @@ lists draws one of them for every batch. A phase with m_k = 0 is the free equili
 
 from __future__ import annotations
 
+import cmath
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,7 +18,7 @@ from physnet.errors import DeclarationError, Fault, did_you_mean
 if TYPE_CHECKING:
     import torch
 
-Phase = tuple[float, float]
+Phase = tuple[complex, complex]
 
 
 @dataclass(frozen=True)
@@ -27,25 +29,49 @@ class Protocol:
         name: what declarations call it.
         alternatives: lists of phases (multiple of beta, coefficient times beta); one list is drawn per batch.
         bias: leading power of beta in the error, for people.
+        clamps: whether outputs are held instead of nudged: at the fraction beta_k of the way to their target.
+        fixed_beta: a nudge that the protocol prescribes, whatever the declared one.
     """
 
     name: str
     alternatives: tuple[tuple[Phase, ...], ...]
     bias: str = ""
+    clamps: bool = False
+    fixed_beta: float | None = None
 
-    def phases(self, beta: float, generator: torch.Generator | None = None) -> tuple[list[float], list[float]]:
+    def phases(self, beta: float, generator: torch.Generator | None = None) -> tuple[list[complex], list[complex]]:
         """The nudges beta_k and coefficients c_k of one batch."""
         index = 0
         if len(self.alternatives) > 1:
             import torch
 
             index = int(torch.randint(len(self.alternatives), (1,), generator=generator))
+        beta = self.fixed_beta or beta
         chosen = self.alternatives[index]
         return [multiple * beta for multiple, _ in chosen], [coefficient / beta for _, coefficient in chosen]
 
 
 _POSITIVE: tuple[Phase, ...] = ((0.0, -1.0), (1.0, 1.0))
 _NEGATIVE: tuple[Phase, ...] = ((-1.0, -1.0), (0.0, 1.0))
+
+
+def holomorphic(points: int) -> Protocol:
+    """N nudges on a circle around zero, beta e^(2 pi i k/N): the gradient as a Fourier coefficient of dF/dtheta.
+
+    Energies are real at real arguments, so that only the upper half of the circle is relaxed, and counts twice.
+    Source: arXiv 2209.00530.
+
+    Arguments:
+        points: N >= 2; two are the centered protocol.
+    """
+    if points < 2:
+        raise DeclarationError(Fault(f"holomorphic({points}) has too few points", "use at least 2", ("protocol",)))
+    phases: list[Phase] = []
+    for k in range(points // 2 + 1):
+        turn = cmath.exp(2j * cmath.pi * k / points) if 2 * k != points else complex(-1)
+        phases.append((turn, (1 if k == 0 or 2 * k == points else 2) / (points * turn)))
+    return Protocol(f"holomorphic({points})", (tuple(phases),), f"beta^{points}")
+
 
 PROTOCOLS: dict[str, Protocol] = {
     protocol.name: protocol
@@ -54,9 +80,16 @@ PROTOCOLS: dict[str, Protocol] = {
         Protocol("negative", (_NEGATIVE,), "beta"),
         Protocol("random_sign", (_POSITIVE, _NEGATIVE), "beta in one batch, beta^2 in the mean"),
         Protocol("centered", (((-1.0, -0.5), (1.0, 0.5)),), "beta^2"),
+        Protocol("coupled", (_POSITIVE,), "one: it follows another objective", clamps=True),
+        Protocol("contrastive", (_POSITIVE,), "one: it follows another objective", clamps=True, fixed_beta=1.0),
     )
 }
-"""Protocols by name. Source: arXiv 1602.05179, 2006.03824."""
+"""Protocols by name. Source: arXiv 1602.05179, 2006.03824; of the clamped ones: arXiv 2312.15103."""
+
+FAMILIES = {"holomorphic": holomorphic}
+"""Protocols that take an argument, as in `holomorphic(4)`."""
+
+_CALL = re.compile(r"(\w+)\((\d{1,4})\)")
 
 
 def find_protocol(name: str | Protocol) -> Protocol:
@@ -67,7 +100,10 @@ def find_protocol(name: str | Protocol) -> Protocol:
     """
     if isinstance(name, Protocol):
         return name
+    call = _CALL.fullmatch(str(name))
+    if call is not None and call[1] in FAMILIES:
+        return FAMILIES[call[1]](int(call[2]))
     if name not in PROTOCOLS:
-        hint = did_you_mean(name, PROTOCOLS)
+        hint = did_you_mean(name, [*PROTOCOLS, *(f"{family}(4)" for family in FAMILIES)])
         raise DeclarationError(Fault(f"unknown protocol '{name}'", hint, ("protocol",), value=str(name)))
     return PROTOCOLS[name]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from physnet.displaced import Displaced, nudge
 from physnet.errors import DeclarationError, Fault, RelaxationError, RelaxationWarning, ShapeError
 from physnet.problem import Problem, State
 from physnet.randomness import stream
@@ -79,6 +80,8 @@ class Equilibrium:
         integrator: which one was used.
         reason: why that one.
         problem: what was relaxed; gives energies, forces and costs.
+        displacement: of a nudged phase: how far it is from the free equilibrium, to the last digit.
+        displaced: of a nudged phase: the problem in displacements.
     """
 
     states: State
@@ -88,6 +91,8 @@ class Equilibrium:
     integrator: str
     problem: Problem
     reason: str = ""
+    displacement: State = field(default_factory=dict)
+    displaced: Displaced | None = None
 
     @property
     def energy(self) -> Float[Tensor, " rows"]:
@@ -101,34 +106,25 @@ class Equilibrium:
 class StoppingRule:
     """When a sample has arrived.
 
-    The residual of a row is  max over nodes of  |step| / scale,  in Euclidean norms, where scale is the norm of the
-    state, or of its displacement from the reference in a nudged phase. Steps below the resolution of the dtype count as
-    zero.
+    The residual of a row is  max over nodes of  |step| / |state|,  in Euclidean norms; in a nudged phase the state is
+    the displacement from the free equilibrium. Steps below the resolution of the dtype count as zero.
 
     Arguments:
         problem: gives the domains.
         tolerance: bound on the residual.
         max_sweeps: where to give up.
-        reference: the free equilibrium that a nudged phase started from.
     """
 
-    def __init__(self, problem: Problem, tolerance: float, max_sweeps: int, reference: State | None = None) -> None:
-        self.problem, self.tolerance, self.max_sweeps, self.reference = problem, tolerance, max_sweeps, reference
+    def __init__(self, problem: Problem, tolerance: float, max_sweeps: int) -> None:
+        self.problem, self.tolerance, self.max_sweeps = problem, tolerance, max_sweeps
         self.resolution = 4 * torch.finfo(problem.like.dtype).eps
         self.tiny = torch.finfo(problem.like.dtype).tiny
-        self._floors = {
-            node: _norm(problem.domain(node).magnitude(value)) * self.resolution
-            for node, value in (reference or {}).items()
-        }
 
     def relative(self, node: str, old: Tensor, new: Tensor) -> Float[Tensor, " rows"]:
         """The relative size of the step of one node, per row; negative if it is below the resolution."""
         domain = self.problem.domain(node)
         step = _norm(domain.difference(new, old))
-        if self.reference is None:
-            return step / (_norm(domain.magnitude(new)) + self.tiny) - self.resolution
-        displacement = _norm(domain.difference(new, self.reference[node]))
-        return (step - self._floors[node]) / (displacement + self.tiny)
+        return step / (_norm(domain.magnitude(new)) + self.tiny) - self.resolution
 
     def residual(self, state: Mapping[str, Tensor]) -> Float[Tensor, " rows"]:
         """The residual of a state, whichever way it was reached."""
@@ -271,7 +267,7 @@ def relax(
         if target is None or beta is None:
             raise RelaxationError("a nudged equilibrium needs both target and beta")
         targets = target if isinstance(target, Mapping) else dict.fromkeys(model.targets, target)
-        return run(problem.nudged(targets, [beta]), free.states, settings, reference=free.states)
+        return run_nudged(free, targets, [beta], settings)
 
 
 def full_precision(device: torch.device) -> torch.autocast:
@@ -296,10 +292,34 @@ def _alike(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and a.dtype == b.dtype and a.device == b.device
 
 
-def run(
-    problem: Problem, state: State, settings: Relaxation, reference: State | None = None, *, quiet: bool = False
+def run_nudged(
+    free: Equilibrium,
+    targets: Mapping[str, Tensor],
+    betas: Sequence[complex],
+    settings: Relaxation,
+    clamps: bool = False,
 ) -> Equilibrium:
-    """Relax a problem from a state, and judge the result. `reference` marks a nudged phase.
+    """Relax the phases of a protocol, all in one batch, from the free equilibrium.
+
+    A phase at beta = 0 goes along with the others: what the free phase left undone then moves all of them alike and
+    cancels in the contrast, where it would otherwise be divided by beta.
+
+    Arguments:
+        free: the free equilibrium.
+        targets: by name.
+        betas: the nudge of every phase.
+        settings: how to relax.
+        clamps: whether beta is the fraction of the way to the target at which outputs are held.
+    """
+    with torch.no_grad(), full_precision(free.problem.like.device):
+        problem = nudge(free.problem, free.states, targets, betas, clamps)
+        result = run(problem, problem.zero(), settings)
+        states = problem.states(result.states)
+        return replace(result, states=states, problem=problem.plain, displacement=result.states, displaced=problem)
+
+
+def run(problem: Problem, state: State, settings: Relaxation, *, quiet: bool = False) -> Equilibrium:
+    """Relax a problem from a state, and judge the result.
 
     Raises:
         RelaxationError: for states that aren't finite, and what integrators raise.
@@ -307,13 +327,13 @@ def run(
     kind, reason = choose(problem, settings.integrator)
     chosen = _construct(kind, settings.options)
     dtype = problem.like.dtype
-    default = (_FREE if reference is None else _NUDGED).get(dtype, 1e-3)
+    default = (_NUDGED if isinstance(problem, Displaced) else _FREE).get(dtype, 1e-3)
     if settings.tolerance is not None and settings.tolerance < torch.finfo(dtype).eps:
         raise RelaxationError(
             f"the tolerance {settings.tolerance:g} is below the resolution of {str(dtype).removeprefix('torch.')}, "
             f"{torch.finfo(dtype).eps:.1g}: use a larger one, or float64"
         )
-    rule = StoppingRule(problem, settings.tolerance or default, settings.max_sweeps, reference)
+    rule = StoppingRule(problem, settings.tolerance or default, settings.max_sweeps)
     with torch.no_grad(), full_precision(problem.like.device):
         result = replace(chosen.relax(problem, state, rule), reason=reason)
     _judge(result, rule, quiet)

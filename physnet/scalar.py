@@ -22,6 +22,8 @@ def reciprocal(curvature: Tensor | float, node: str) -> Tensor | float:
     Raises:
         RelaxationError: if a curvature is negative, so that the energy has no minimum.
     """
+    if isinstance(curvature, complex) or (isinstance(curvature, Tensor) and curvature.is_complex()):
+        return 1 / curvature  # on a circle around the free state, where a minimum is a stationary point
     if not isinstance(curvature, Tensor):
         curvature = torch.tensor(float(curvature), dtype=torch.float64)
         if float(curvature) > 0:
@@ -41,8 +43,15 @@ def to_bound(drive: States, x: States, domain: Domain) -> States:
     return torch.where(drive > 0, hi, torch.where(drive < 0, lo, x))
 
 
+def angle(push: States, curvature: Tensor | float) -> States:
+    """argmin of -curvature cos d - push sin d."""
+    if push.is_complex():
+        return torch.atan(push / curvature)
+    return torch.atan2(push, torch.as_tensor(curvature, dtype=push.dtype, device=push.device))
+
+
 def minimise(
-    energy: Callable[[Tensor], Tensor],
+    energy: Callable[[Tensor], Tensor] | None,
     slopes: Callable[[Tensor], tuple[Tensor | float, Tensor | float]],
     start: States,
     domain: Domain,
@@ -55,11 +64,13 @@ def minimise(
     energy is defined, becomes infinite or NaN.
 
     Arguments:
-        energy: E(x), elementwise.
+        energy: E(x), elementwise; `None` for a small displacement, which stays in its well.
         slopes: (E'(x), E''(x)), elementwise; numbers where they don't depend on x.
         start: where each unit is, [rows, *node].
         domain: confines x.
     """
+    if start.is_complex():
+        return _stationary(slopes, start)
     lo, hi = domain.bounds(start)
     a = torch.as_tensor(lo, dtype=start.dtype, device=start.device).expand_as(start)
     b = torch.as_tensor(hi, dtype=start.dtype, device=start.device).expand_as(start)
@@ -88,10 +99,25 @@ def minimise(
     else:
         # still running towards an end that isn't there
         x = torch.where(torch.isinf(end) & (change > tolerance * (1 + x.abs())), end, x)
+    if energy is None:
+        return x
     noise = 8 * torch.finfo(start.dtype).eps
     before, after = energy(start), energy(x)
     result = torch.where((after <= before + noise * (1 + before.abs())) | before.isnan(), x, start)
     return torch.where(after.isnan(), after, result)  # a unit that stayed where it is would pass for an equilibrium
 
 
-__all__ = ["minimise", "reciprocal", "to_bound"]
+def _stationary(slopes: Callable[[Tensor], tuple[Tensor | float, Tensor | float]], start: States) -> States:
+    """The complex x near `start` with E'(x) = 0: Newton's method, since a complex energy has no minimum."""
+    x = start
+    tolerance = 4 * torch.finfo(start.dtype).eps
+    for _ in range(MAX_ITERATIONS):
+        slope, curvature = slopes(x)
+        step = slope / curvature
+        x = x - step
+        if bool((torch.as_tensor(step).abs() <= tolerance * (1 + x.abs())).all()):
+            break
+    return x
+
+
+__all__ = ["angle", "minimise", "reciprocal", "to_bound"]

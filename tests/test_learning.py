@@ -146,13 +146,14 @@ def check_contrast(model: EnergyModel, ep: EquilibriumPropagation, inputs: dict[
     record = ep.last
     assert record is not None
     assert record.nudged is not None
-    (alternative,) = [a for a in ep.protocol.alternatives if tuple(m * ep.beta for m, _ in a) == record.betas]
+    nudge = ep.protocol.fixed_beta or ep.beta
+    (alternative,) = [a for a in ep.protocol.alternatives if tuple(m * nudge for m, _ in a) == record.betas]
     rows, total = len(y), torch.zeros(())
     problem = model.problem(**inputs)
     for index, (beta, (_, coefficient)) in enumerate(zip(record.betas, alternative, strict=True)):
         states = {name: value[index * rows :][:rows] for name, value in record.nudged.states.items()}
-        energy = problem.nudged({"target": y}, [beta]).energy(states)
-        total = total + coefficient / ep.beta * energy.mean()
+        phase = problem if ep.protocol.clamps else problem.nudged({"target": y}, [beta])
+        total = total + coefficient / nudge * phase.energy(states).mean()
     names = list(found)
     expected = torch.autograd.grad(
         total, [model.tensors[name] for name in names], allow_unused=True, materialize_grads=True

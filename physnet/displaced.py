@@ -1,0 +1,153 @@
+"""A nudged problem seen from the free state: the same face as `Problem`, in displacements  d = s_beta - s_0.
+
+A nudged state differs from the free one by about beta, so in float32 most digits of their difference are lost. In
+displacements none are: fields are connections applied to changes, and the contrast is made of changes. Integrators
+can't tell the difference. A unit that a protocol clamps is one whose domain is a single point.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from physnet.domains import Domain
+from physnet.problem import Problem, State, repeat
+
+
+@dataclass(frozen=True, eq=False)
+class Around(Domain):
+    """A domain seen from points in it: the displacements that stay inside.
+
+    Arguments:
+        lo, hi: the lowest and highest displacement of every unit, [rows, *node], or infinite numbers.
+    """
+
+    lo: Tensor | float
+    hi: Tensor | float
+
+    def project(self, x: Tensor) -> Tensor:
+        if not self.edges:
+            return x
+        return torch.clamp(x, self.lo, self.hi)  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+    def random(self, shape: tuple[int, ...], generator: torch.Generator, like: Tensor) -> Tensor:
+        return self.project(torch.randn(shape, generator=generator, dtype=torch.float64).to(like))
+
+    def bounds(self, x: Tensor) -> tuple[Tensor | float, Tensor | float]:
+        return self.lo, self.hi
+
+    @property
+    def bounded(self) -> bool:
+        return isinstance(self.lo, Tensor) and isinstance(self.hi, Tensor)
+
+    @property
+    def edges(self) -> bool:
+        return isinstance(self.lo, Tensor)
+
+    def declaration(self) -> Any:
+        raise NotImplementedError("displacements are never declared")
+
+
+class Displaced(Problem):
+    """The phases of a protocol around a free equilibrium, stacked along the rows; its states are displacements.
+
+    Arguments:
+        problem: the problem of those phases in states, as `Problem.nudged` makes it.
+        free: the free problem.
+        state: its equilibrium, [rows, *node].
+        held: displacements of nodes that the protocol clamps, [phases * rows, *node].
+    """
+
+    def __init__(self, problem: Problem, free: Problem, state: State, held: Mapping[str, Tensor] | None = None) -> None:
+        super().__init__(problem.model, problem.clamped, problem.rows, problem.fixed, problem.targets, problem.beta)
+        self.plain = problem
+        phases = problem.rows // free.rows
+        full = {**free.clamped, **state}
+        functions = self.model.functions
+        self.origin = {**problem.clamped, **{name: repeat(value, phases) for name, value in state.items()}}
+        self.held = dict(held or {})
+        self.around: dict[str, dict[Any, Any]] = {}
+        for name in self.model.free:
+            seen = functions[f"origin_{name}"](free.parameters, full, free.fixed)
+            self.around[name] = {key: repeat(value, phases) for key, value in seen.items()}
+            self.around[name]["domain"] = self._domain(name)
+
+    def _domain(self, node: str) -> Around:
+        if node in self.held:
+            return Around(self.held[node], self.held[node])
+        base, origin = super().domain(node), self.origin[node]
+        if not base.edges:
+            return Around(-torch.inf, torch.inf)
+        lo, hi = base.bounds(origin)
+        return Around(lo - origin, hi - origin)
+
+    def domain(self, node: str) -> Domain:
+        return self.around[node]["domain"]
+
+    def zero(self) -> State:
+        """No displacement, but where the protocol asks for one."""
+        dtype = torch.result_type(self.beta, self.origin[self.model.free[0]]) if self.beta is not None else None
+        return {
+            name: self.held[name] if name in self.held else torch.zeros_like(self.origin[name], dtype=dtype)
+            for name in self.model.free
+        }
+
+    def states(self, displacement: Mapping[str, Tensor]) -> State:
+        """The states themselves."""
+        return {name: self.origin[name] + value for name, value in displacement.items()}
+
+    def energy(self, state: Mapping[str, Tensor]) -> Tensor:
+        """F at the displaced state minus E at the free state, of every row."""
+        change = self.model.functions["displaced_energy"](self.parameters, self.origin, state)
+        return change if self.beta is None else change + self.beta * self.cost(state)
+
+    def cost(self, state: Mapping[str, Tensor]) -> Tensor:
+        return super().cost(self.states(state))
+
+    def force(self, state: Mapping[str, Tensor], nodes: Iterable[str] | None = None) -> State:
+        """-dF/ds of the free nodes; of a clamped node, how much it changed since the free phase."""
+        functions, result = self.model.functions, State()
+        for name in self.model.free if nodes is None else nodes:
+            if name in self.clamped:
+                result[name] = functions[f"displaced_force_{name}"](self.parameters, self.origin, state)
+            else:
+                force = functions[f"displaced_force_{name}__{self._phase(name)}"]
+                around, fixed, beta = self.around[name], self.fixed, self.beta_for(name)
+                result[name] = force(self.parameters, self.origin, state, around, fixed, self.targets, beta)
+        return result
+
+    def _minimiser(self, name: str) -> Callable[[Mapping[str, Tensor]], Tensor]:
+        self.refuse_gradient_only(name)
+        functions, phase = self.model.functions, self._phase(name)
+        parameters, origin, around, fixed = self.parameters, self.origin, self.around[name], self.fixed
+        targets, beta = self.targets, self.beta_for(name)
+        prepared = functions[f"displaced_prepare_{name}__{phase}"](parameters, origin, around, fixed, targets, beta)
+        update = functions[f"displaced_{name}__{phase}"]
+        return lambda state: update(parameters, origin, state, around, fixed, prepared, targets, beta)
+
+
+def nudge(
+    free: Problem, state: State, targets: Mapping[str, Tensor], betas: Sequence[complex], clamps: bool = False
+) -> Displaced:
+    """The phases of a protocol around a free equilibrium.
+
+    Arguments:
+        free: the free problem of a batch.
+        state: its equilibrium.
+        targets: by name.
+        betas: one nudge per phase; where `clamps`, the fraction of the way to the target at which outputs are held.
+    """
+    problem = free.nudged(targets, betas)
+    if not clamps:
+        return Displaced(problem, free, state)
+    phases = len(betas)
+    held = {}
+    for target, node in free.model.targets.items():
+        way = problem.targets[target] - repeat(state[node.name], phases)
+        held[node.name] = problem.beta_for(node.name) * way
+    still = Problem(problem.model, problem.clamped, problem.rows, problem.fixed, problem.targets)
+    return Displaced(still, free, state, held)
