@@ -136,7 +136,8 @@ class DisplacedEmitter(Vocabulary):
         slope = slopes(plan)[0]
         terms = [] if slope == 0 else [f"-({self.print(slope, table)})"]
         terms += [self.mixed_force(mixed, name) for mixed in plan.mixed]
-        self.out(f"force = {' '.join(terms) or '0'} + 0*{self.state(name)}")
+        shaped = X in slope.free_symbols or plan.mixed
+        self.out(f"force = {' '.join(terms) or '0'}{'' if shaped else f' + 0*{self.state(name)}'}")
         self.out(f"return {{{', '.join(entries)}}}")
 
     def minimise(self, plan: NodePlan, phase: str) -> None:

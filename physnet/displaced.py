@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from physnet.domains import Domain
-from physnet.problem import Problem, State, repeat
+from physnet.problem import Problem, State, repeat, some_rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +33,10 @@ class Around(Domain):
         if not self.edges:
             return x
         return torch.clamp(x, self.lo, self.hi)  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+    def select(self, rows: Tensor) -> Around:
+        """The same for some of the rows."""
+        return Around(*(side[rows] if isinstance(side, Tensor) else side for side in (self.lo, self.hi)))
 
     def random(self, shape: tuple[int, ...], generator: torch.Generator, like: Tensor) -> Tensor:
         return self.project(torch.randn(shape, generator=generator, dtype=torch.float64).to(like))
@@ -65,7 +69,7 @@ class Displaced(Problem):
     def __init__(self, problem: Problem, free: Problem, state: State, held: Mapping[str, Tensor] | None = None) -> None:
         super().__init__(problem.model, problem.clamped, problem.rows, problem.fixed, problem.targets, problem.beta)
         self.plain = problem
-        phases = problem.rows // free.rows
+        self.phases = phases = problem.rows // free.rows
         full = {**free.clamped, **state}
         functions = self.model.functions
         self.origin = {**problem.clamped, **{name: repeat(value, phases) for name, value in state.items()}}
@@ -75,6 +79,16 @@ class Displaced(Problem):
             seen = functions[f"origin_{name}"](free.parameters, full, free.fixed)
             self.around[name] = {key: repeat(value, phases) for key, value in seen.items()}
             self.around[name]["domain"] = self._domain(name)
+
+    def select(self, samples: Tensor) -> Displaced:
+        rows, part = self.rows_of(samples), super().select(samples)
+        assert isinstance(part, Displaced)
+        part.origin, part.held = some_rows(self.origin, rows, self.rows), some_rows(self.held, rows, self.rows)
+        part.around = {
+            node: {key: value.select(rows) if key == "domain" else value[rows] for key, value in seen.items()}
+            for node, seen in self.around.items()
+        }
+        return part
 
     def _domain(self, node: str) -> Around:
         if node in self.held:

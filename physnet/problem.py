@@ -7,9 +7,10 @@ face.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
@@ -37,6 +38,9 @@ class Problem:
         beta: nudge of every row, [rows], or `None` for the free problem.
     """
 
+    phases = 1
+    """Phases stacked along the rows."""
+
     def __init__(
         self,
         model: EnergyModel,
@@ -50,7 +54,6 @@ class Problem:
         self.parameters = model.tensors
         self.targets, self.beta = targets or {}, beta
         self.fixed = fixed if fixed is not None else self._fixed_fields()
-        self._prepared: dict[str, tuple[Any, ...]] = {}
 
     def nudged(self, targets: Mapping[str, Tensor], betas: Sequence[complex]) -> Problem:
         """The same batch under a nudge: `betas` gives one phase each, stacked along the rows.
@@ -74,6 +77,22 @@ class Problem:
             {name: repeat(value, phases) for name, value in wanted.items()},
             self._betas(betas).repeat_interleave(self.rows),
         )
+
+    def rows_of(self, samples: Tensor) -> Tensor:
+        """The rows of some samples, in all phases."""
+        count = self.rows // self.phases
+        return torch.cat([samples + phase * count for phase in range(self.phases)])
+
+    def select(self, samples: Tensor) -> Problem:
+        """The same problem for some of the samples."""
+        rows = self.rows_of(samples)
+        part = copy.copy(self)
+        part.__dict__.pop("_minimisers", None)
+        part.rows = len(rows)
+        part.clamped, part.targets = some_rows(self.clamped, rows, self.rows), some_rows(self.targets, rows, self.rows)
+        part.fixed = {node: some_rows(fields, rows, self.rows) for node, fields in self.fixed.items()}
+        part.beta = None if self.beta is None else self.beta[rows]
+        return part
 
     def _betas(self, betas: Sequence[complex]) -> Tensor:
         if any(complex(beta).imag for beta in betas):
@@ -203,3 +222,11 @@ class Problem:
 def repeat(value: Tensor, phases: int) -> Tensor:
     """The same rows for every phase."""
     return value if phases == 1 else value.repeat(phases, *(1,) * (value.dim() - 1))
+
+
+K = TypeVar("K")
+
+
+def some_rows(tensors: Mapping[K, Tensor], rows: Tensor, count: int) -> dict[K, Tensor]:
+    """Some of the rows; what all rows share stays."""
+    return {name: value[rows] if value.shape[0] == count else value for name, value in tensors.items()}

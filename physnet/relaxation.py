@@ -107,7 +107,9 @@ class StoppingRule:
     """When a sample has arrived.
 
     The residual of a row is  max over nodes of  |step| / |state|,  in Euclidean norms; in a nudged phase the state is
-    the displacement from the free equilibrium. Steps below the resolution of the dtype count as zero.
+    the displacement from the free equilibrium. Where a sample has several phases, both are measured between phases:
+    what they share, such as what the free phase left undone, cancels in the contrast. Steps below the resolution of the
+    dtype count as zero.
 
     Arguments:
         problem: gives the domains.
@@ -122,9 +124,14 @@ class StoppingRule:
 
     def relative(self, node: str, old: Tensor, new: Tensor) -> Float[Tensor, " rows"]:
         """The relative size of the step of one node, per row; negative if it is below the resolution."""
-        domain = self.problem.domain(node)
-        step = _norm(domain.difference(new, old))
-        return step / (_norm(domain.magnitude(new)) + self.tiny) - self.resolution
+        domain, phases = self.problem.domain(node), self.problem.phases
+        step, length = domain.difference(new, old), domain.magnitude(new)
+        size = _norm(length)
+        if phases == 1:
+            return _norm(step) / (size + self.tiny) - self.resolution
+        floor = size.view(phases, -1).amax(0) * self.resolution
+        apart, size = _apart(step, phases), _apart(length, phases)
+        return ((apart - floor) / (size + self.tiny)).repeat(phases)
 
     def residual(self, state: Mapping[str, Tensor]) -> Float[Tensor, " rows"]:
         """The residual of a state, whichever way it was reached."""
@@ -136,6 +143,13 @@ class StoppingRule:
 
 def _norm(values: Tensor) -> Tensor:
     return torch.linalg.vector_norm(values if values.dim() == 2 else values.flatten(1), dim=1)
+
+
+def _apart(values: Tensor, phases: int) -> Tensor:
+    """How far the phases of each sample are apart, at most: [phases * rows, ...] -> [rows]."""
+    first, *others = values.unflatten(0, (phases, -1))
+    distances = [_norm(other - first) for other in others]
+    return distances[0] if len(distances) == 1 else torch.stack(distances).amax(0)
 
 
 class Integrator(ABC):

@@ -368,7 +368,7 @@ def test_an_undefined_energy_is_no_equilibrium() -> None:
         lambda m, x: relax(m, "bloks", image=x),
         lambda m, x: relax(m, Relaxation("flow", options={"method": "euler"}), image=x),
         lambda m, x: relax(m, Relaxation("flow", options={"methd": "dopri5"}), image=x),
-        lambda m, x: relax(m, Relaxation("blocks", options={"omega": 1.5}), image=x),
+        lambda m, x: relax(m, Relaxation("blocks", options={"omega": 2.0}), image=x),
         lambda m, x: Relaxation(initial="warm"),
         lambda m, x: Relaxation(tolerance=0.0),
         lambda m, x: Relaxation(max_sweeps=0),
