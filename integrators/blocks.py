@@ -12,7 +12,6 @@ sweeps decay by q). Source: arXiv 2312.15103 (asynchronous updates), arXiv 2402.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +28,7 @@ PATIENCE = 10
 """Sweeps still to come from which on it pays to over-relax."""
 
 TINY = np.finfo(np.float64).tiny
-Numbers = np.ndarray[Any, Any]
+Numbers = np.ndarray
 STUCK = 60
 """Sweeps without progress after which over-relaxation is given up."""
 

@@ -32,7 +32,8 @@ class Phases:
     """
 
     def __init__(self, coefficients: Sequence[complex], rows: int, scale: Tensor | float = 1.0) -> None:
-        self.coefficients, self.rows, self.scale = tuple(coefficients), rows, scale
+        self.coefficients = tuple(complex(c) if complex(c).imag else complex(c).real for c in coefficients)
+        self.rows, self.scale = rows, scale
         whole = sum(self.coefficients)
         self.sum = 0.0 if abs(whole) < 1e-9 * max(map(abs, self.coefficients)) else whole
 

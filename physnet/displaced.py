@@ -11,11 +11,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import sympy as sp
 import torch
 from torch import Tensor
 
 from physnet.domains import Domain
+from physnet.errors import RelaxationError
+from physnet.expressions import clip, log_cosh, relu, softplus, step
 from physnet.problem import Problem, State, repeat, some_rows
+
+ROUGH = (sp.Abs, sp.sign, sp.Max, sp.Min, relu, step, clip, softplus, log_cosh)
+"""Functions that are not holomorphic, or that torch has no complex form of."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,6 +162,8 @@ def nudge(
         betas: one nudge per phase; where `clamps`, the fraction of the way to the target at which outputs are held.
     """
     problem = free.nudged(targets, betas)
+    if problem.beta is not None and problem.beta.is_complex():
+        refuse_complex(problem)
     if not clamps:
         return Displaced(problem, free, state)
     phases = len(betas)
@@ -165,3 +173,18 @@ def nudge(
         held[node.name] = problem.beta_for(node.name) * way
     still = Problem(problem.model, problem.clamped, problem.rows, problem.fixed, problem.targets)
     return Displaced(still, free, state, held)
+
+
+def refuse_complex(problem: Problem) -> None:
+    """Raise `RelaxationError` for a problem whose energy can't be continued to complex states."""
+    plan = problem.model.plan
+    fix = "use the protocol centered, or an energy that is smooth everywhere on an unbounded domain"
+    for name in problem.model.free:
+        if problem.domain(name).edges:
+            raise RelaxationError(f"a complex nudge needs holomorphic energies, but '{name}' lives in a box: {fix}")
+    terms = {f"node '{name}'": node.node.term + node.cost for name, node in plan.nodes.items()}
+    terms |= {f"edge '{name}'": edge.edge.term for name, edge in plan.edges.items()}
+    for where, term in terms.items():
+        rough = sorted(kind.__name__ for kind in ROUGH if term.has(kind))
+        if rough:
+            raise RelaxationError(f"a complex nudge needs holomorphic energies, but {where} uses {rough[0]}: {fix}")

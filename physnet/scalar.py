@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Num
 from torch import Tensor
 
 from physnet.domains import Domain
 from physnet.errors import RelaxationError
 
-States = Float[Tensor, " rows *node"]
+States = Num[Tensor, " rows *node"]
 MAX_ITERATIONS = 60
 
 
