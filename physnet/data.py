@@ -19,6 +19,7 @@ import numpy as np
 
 from physnet.errors import DataError, DeclarationError, Fault, did_you_mean
 from physnet.graph import EnergyGraph
+from physnet.registry import Registry
 
 Arrays = dict[str, np.ndarray]
 
@@ -80,7 +81,12 @@ def npz(file: str) -> DataSet:
     return DataSet(Path(file).stem, splits["train"], splits["test"])
 
 
-DATA: dict[str, Callable[..., DataSet]] = {"digits": digits, "fashion_mnist": fashion_mnist, "mnist": mnist, "npz": npz}
+DATA: Registry[Callable[..., DataSet]] = Registry(
+    "data set",
+    "physnet.data",
+    {"digits": digits, "fashion_mnist": fashion_mnist, "mnist": mnist, "npz": npz},
+    lambda name, thing: None if callable(thing) else "it must be a function that returns a physnet.data.DataSet",
+)
 """Data sets by the name that declarations use."""
 
 

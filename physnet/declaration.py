@@ -119,7 +119,7 @@ def graph_to_yaml(graph: EnergyGraph) -> str:
 def _build(source: Source) -> Experiment:
     try:
         schema = _read_schema(source.data)
-        graph = _Builder(schema).build()
+        graph = _Builder(schema, Path(source.name).parent).build()
         protocol = schema.learn.protocol
         located(("learn",), lambda: find_protocol("centered" if protocol == "implicit" else protocol))
     except DeclarationError as error:
@@ -159,8 +159,8 @@ def _translate(error: Any) -> Fault:
 class _Builder:
     """Builds a graph and collects every fault on the way."""
 
-    def __init__(self, schema: ExperimentSchema) -> None:
-        self.schema, self.faults = schema, list[Fault]()
+    def __init__(self, schema: ExperimentSchema, folder: Path) -> None:
+        self.schema, self.folder, self.faults = schema, folder, list[Fault]()
         self.only_shapes = True
         self.missing: set[str] = set()
         self.edge_paths: dict[str, tuple[str | int, ...]] = {}
@@ -199,12 +199,11 @@ class _Builder:
                 return replace(fault, path=(*self.edge_paths[ends], *rest), at_key=fault.at_key or not rest)
         return fault
 
-    @staticmethod
-    def energy(declared: Any) -> Energy:
+    def energy(self, declared: Any) -> Energy:
         if declared is None:
             return Energy()
         if isinstance(declared, str):
-            return load_energy(declared)
+            return load_energy(declared, self.folder)
         if isinstance(declared, Mapping):
             return energy_from_mapping(declared)
         raise DeclarationError(f"expected a name or a mapping, found {declared!r}", "such as energy: hopfield")

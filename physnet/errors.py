@@ -126,3 +126,7 @@ class RelaxationError(PhysnetError, RuntimeError):
 
 class RelaxationWarning(UserWarning):
     """A relaxation that stopped before it met its tolerance, or whose result deserves a second look."""
+
+
+class PluginWarning(UserWarning):
+    """An installed plug-in that can't be used; the message names its distribution."""

@@ -22,6 +22,7 @@ from torch import Tensor
 from physnet.errors import DeclarationError, Fault, RelaxationError, RelaxationWarning, ShapeError
 from physnet.problem import Problem, State
 from physnet.randomness import stream
+from physnet.registry import Registry, subclass_of
 
 if TYPE_CHECKING:
     from physnet.model import EnergyModel
@@ -158,20 +159,25 @@ class Integrator(ABC):
         """Relax from a state inside the domains. Runs without autograd."""
 
 
-_REGISTRY: dict[str, type[Integrator]] = {}
+def _objection(name: str, thing: Any) -> str | None:
+    return subclass_of(Integrator)(name, thing) or (None if thing.name == name else f"it calls itself '{thing.name}'")
+
+
+INTEGRATORS: Registry[type[Integrator]] = Registry("integrator", "physnet.integrators", {}, _objection)
+"""Integrators by name; `integrators()` sees to it that physnet's own are there."""
 I = TypeVar("I", bound=type[Integrator])  # noqa: E741
 
 
 def integrator(kind: I) -> I:
     """Register an integrator under its name; `auto` tries them in the order of registration."""
-    _REGISTRY[kind.name] = kind
+    INTEGRATORS[getattr(kind, "name", kind.__name__)] = kind
     return kind
 
 
-def integrators() -> dict[str, type[Integrator]]:
+def integrators() -> Registry[type[Integrator]]:
     """All integrators by name, in the order in which `auto` tries them."""
     importlib.import_module("physnet.integrators")
-    return _REGISTRY
+    return INTEGRATORS
 
 
 def find_integrator(name: str) -> type[Integrator]:
@@ -222,7 +228,7 @@ def choose(problem: Problem, name: str = "auto") -> tuple[type[Integrator], str]
             raise RelaxationError(f"integrator '{name}' can't relax this energy: {refusal}")
         return kind, "asked for"
     refusals: list[str] = []
-    for kind in integrators().values():
+    for _, kind in integrators().usable():
         refusal = kind.refusal(problem)
         if refusal is None:
             return kind, "; ".join([*refusals, f"{kind.name}: {kind.idea}"])

@@ -28,12 +28,16 @@ _Shape = Annotated[
 _Domain = Annotated[
     Any,
     _shown(
-        type=["string", "array", "object"], description="real, nonnegative, nonpositive, circle, [lo, hi], or parts"
+        type=["string", "array", "object"],
+        description="real, nonnegative, nonpositive, circle, another name (physnet list), [lo, hi], or parts",
     ),
 ]
 _Energy = Annotated[
     Any,
-    _shown(type=["string", "object"], description="an entry of the catalogue, or node, coupling, domain, parameters"),
+    _shown(
+        type=["string", "object"],
+        description="an entry of the catalogue, a YAML file, or node, coupling, domain, parameters",
+    ),
 ]
 _Edge = Annotated[
     Any, _shown(type=["string", "object"], description="'a -> b', or {'a -> b': connection or {via, name, gain, ...}}")
