@@ -97,21 +97,39 @@ def load_data(declared: str | Mapping[str, Any]) -> DataSet:
         DeclarationError: for unknown names and options.
         DataError: for files that are missing, truncated or of the wrong form.
     """
+    name, options = check_data(declared)
+    try:
+        data = DATA[name](**options)
+    except OSError as problem:
+        raise DataError(f"data {name}: {problem}; check the file") from None
+    if not isinstance(data, DataSet):
+        raise DataError(f"data {name}: expected a physnet.data.DataSet, found {type(data).__name__}; mend its function")
+    return data
+
+
+def check_data(declared: Any) -> tuple[str, dict[str, Any]]:
+    """The name and the options of a data set, without loading it.
+
+    Raises:
+        DeclarationError: for unknown names and options.
+    """
     if isinstance(declared, str):
         name, options = declared, {}
     elif isinstance(declared, Mapping) and len(declared) == 1:
         ((name, options),) = declared.items()
-        options = dict(options or {})
     else:
         raise DeclarationError(Fault("data is a name, or {name: {options}}", f"use {', '.join(DATA)}"))
+    if not isinstance(options, Mapping | None):
+        raise DeclarationError(Fault(f"the options of data are a mapping, found {options!r}", f"{name}: {{file: ...}}"))
     if name not in DATA:
         hint = did_you_mean(name, DATA)
         raise DeclarationError(Fault(f"there is no data set '{name}'", hint))
+    given = dict(options or {})
     try:
-        inspect.signature(DATA[name]).bind(**options)
+        inspect.signature(DATA[name]).bind(**given)
     except TypeError as problem:
         raise DeclarationError(Fault(f"data {name}: {problem}", f"options: {inspect.signature(DATA[name])}")) from None
-    return DATA[name](**options)
+    return name, given
 
 
 def match(data: DataSet, graph: EnergyGraph) -> DataSet:

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from physnet.elements import no_such_node
 from physnet.energy import FORMAT, Energy, energy_from_mapping, load_energy
-from physnet.errors import DeclarationError, Fault, ShapeError, did_you_mean, located
+from physnet.errors import DeclarationError, Fault, ShapeError, collected, did_you_mean, located
 from physnet.graph import EnergyGraph
 from physnet.protocols import find_protocol
 from physnet.schema import CostSchema, ExperimentSchema, LearnSchema, NodeSchema, RelaxSchema, TrainSchema, keys_at
@@ -117,11 +117,16 @@ def graph_to_yaml(graph: EnergyGraph) -> str:
 
 
 def _build(source: Source) -> Experiment:
+    from physnet.data import check_data
+
     try:
         schema = _read_schema(source.data)
-        graph = _Builder(schema, Path(source.name).parent).build()
         protocol = schema.learn.protocol
-        located(("learn",), lambda: find_protocol("centered" if protocol == "implicit" else protocol))
+        graph, *_ = collected(
+            lambda: _Builder(schema, Path(source.name).parent).build(),
+            lambda: located(("learn",), lambda: find_protocol("centered" if protocol == "implicit" else protocol)),
+            lambda: located(("train", "data"), lambda: check_data(schema.train.data)),
+        )
     except DeclarationError as error:
         raise source.relocate(error) from None
     return Experiment(graph, schema.relax, schema.learn, schema.train, source)
