@@ -17,7 +17,7 @@ from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent
 
 from physnet.errors import DeclarationError, Fault, Place
 
-MAX_BYTES = 200_000
+MAX_BYTES = 100_000
 MAX_EVENTS = 10_000
 MAX_VALUES = 50_000
 MAX_DIGITS = 40
