@@ -22,6 +22,8 @@ from physnet.graph import EnergyGraph
 from physnet.registry import Registry
 
 Arrays = dict[str, np.ndarray]
+MAX_BYTES = 2**32
+"""Bytes that a compressed file may unpack to."""
 
 
 @dataclass(frozen=True)
@@ -58,19 +60,15 @@ def mnist(folder: str | None = None, limit: int | None = None) -> DataSet:
 
 def npz(file: str) -> DataSet:
     """Arrays of your own in one NumPy file: x_train, y_train, x_test, y_test, or <node>_train and so on."""
-    try:
-        with np.load(file, allow_pickle=False) as archive:
-            arrays = {key: archive[key] for key in archive.files}
-    except FileNotFoundError:
-        raise DataError(f"{file}: no such file; it should hold x_train, y_train, x_test and y_test") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
-        raise DataError(f"{file}: not a readable .npz file; write it with numpy.savez") from None
+    arrays = _arrays(_regular_file(file, "it should hold x_train, y_train, x_test and y_test"))
     splits: dict[str, Arrays] = {"train": {}, "test": {}}
     for key, value in arrays.items():
         name, _, split = key.rpartition("_")
         if split not in splits or not name:
             raise DataError(f"{file}: the array '{key}' is not named <name>_train or <name>_test; rename it")
-        splits[split][name] = value.astype(np.float32) if value.dtype.kind == "f" else value
+        if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiub" or value.ndim == 0:
+            raise DataError(f"{file}: the array '{key}' doesn't hold one number or more for each sample; give numbers")
+        splits[split][name] = value.astype(np.float32 if value.dtype.kind == "f" else np.int64)
     for split, found in splits.items():
         sizes = {key: len(value) for key, value in found.items()}
         if not found or len(set(sizes.values())) != 1 or 0 in sizes.values():
@@ -79,6 +77,33 @@ def npz(file: str) -> DataSet:
             if value.dtype.kind == "f" and not np.isfinite(value).all():
                 raise DataError(f"{file}: {key}_{split} holds values that aren't finite; clean the data")
     return DataSet(Path(file).stem, splits["train"], splits["test"])
+
+
+def _regular_file(file: object, fix: str) -> Path:
+    """A path that is a file: reading from a pipe may never end."""
+    try:
+        path = Path(file) if isinstance(file, str | Path) else None
+        if path is not None and path.is_file():
+            return path
+    except (OSError, ValueError):  # a name that no file can have
+        pass
+    raise DataError(f"{str(file)[:200]!r}: no such file; {fix}")
+
+
+def _arrays(path: Path) -> Arrays:
+    """The arrays of an .npz file. Nothing is unpickled, and nothing unpacked that would not fit."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(item.file_size for item in archive.infolist())
+        if size > MAX_BYTES:
+            raise DataError(f"{path}: unpacks to {size:,} bytes, more than {MAX_BYTES:,}; give a part of it")
+        with np.load(path, allow_pickle=False) as archive:
+            return {key: archive[key] for key in archive.files}
+    except DataError:
+        raise
+    except Exception as problem:  # readers stumble over damaged files in many ways
+        reason = next(iter(str(problem).splitlines()), type(problem).__name__)
+        raise DataError(f"{path}: not a readable .npz file ({reason}); write it with numpy.savez") from None
 
 
 DATA: Registry[Callable[..., DataSet]] = Registry(
@@ -180,11 +205,17 @@ def _idx_set(name: str, folder: str | None, limit: int | None) -> DataSet:
     for prefix in ("train", "t10k"):
         x = read_idx(_find_file(where, f"{prefix}-images-idx3-ubyte"))
         y = read_idx(_find_file(where, f"{prefix}-labels-idx1-ubyte"))
+        if x.ndim < 2 or not x.size or y.ndim != 1:
+            raise DataError(
+                f"{where}: {prefix} images of shape {x.shape} and labels of shape {y.shape}; fetch them again"
+            )
         if len(x) != len(y):
             raise DataError(f"{where}: {len(x)} {prefix} images but {len(y)} labels; the files don't belong together")
         splits.append({"x": x.reshape(len(x), -1).astype(np.float32) / 255, "y": y.astype(np.int64)})
     train, test = splits
     if limit is not None:
+        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+            raise DataError(f"data {name}: limit is {limit!r}; give a number of samples, at least 1")
         train = {key: value[:limit] for key, value in train.items()}
     return DataSet(name, train, test)
 
@@ -192,6 +223,8 @@ def _idx_set(name: str, folder: str | None, limit: int | None) -> DataSet:
 def _find_folder(name: str, folder: str | None) -> Path:
     """The folder that was given, or the first known place that exists."""
     package = name.replace("_", "-")
+    if folder is not None and not isinstance(folder, str | Path):
+        raise DataError(f"data {name}: {folder!r} is not a folder; give its path")
     places = [Path(folder).expanduser()] if folder else []
     if not folder:
         root = os.environ.get("PHYSNET_DATA")
@@ -222,8 +255,13 @@ def read_idx(path: Path) -> np.ndarray:
         DataError: if the file is truncated, corrupt, or not an IDX file of unsigned bytes.
     """
     try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError, ValueError) as problem:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+        if len(raw) > MAX_BYTES:
+            raise DataError(f"{path}: unpacks to more than {MAX_BYTES:,} bytes; give a part of it")
+    except DataError:
+        raise
+    except Exception as problem:  # readers stumble over damaged files in many ways
         raise DataError(f"{path}: can't be read ({problem}); fetch it again") from None
     if len(raw) < 4 or raw[:3] != b"\0\0\x08":
         raise DataError(f"{path}: not an IDX file of unsigned bytes; fetch it again")

@@ -23,7 +23,7 @@ from physnet.explanation import Case, Explanation, NodeEntry, ParameterEntry, Su
 from physnet.expressions import clip, derivative, symbol
 from physnet.graph import EnergyGraph
 from physnet.lowering import BETA, NodePlan, parameter_slope, target_symbol
-from physnet.model import EnergyModel
+from physnet.model import EnergyModel, check_model
 from physnet.protocols import Protocol, find_protocol
 from physnet.relaxation import choose
 from physnet.separation import POST, PRE, GradientOnly, Linear, Quadratic, Scalar, Sinusoid, Solver, X
@@ -42,6 +42,7 @@ def explain(
         beta: the nudge, if it is known.
         integrator: the one asked for.
     """
+    check_model(model, "explain")
     plan, graph = model.plan, model.graph
     blocks = {"free phase": plan.blocks} | ({"nudged phase": plan.nudged_blocks} if graph.costs else {})
     named, title = graph.name or graph.energy.name, graph.energy.title

