@@ -17,19 +17,18 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
 
 import physnet
 from physnet.data import Arrays, DataSet, load_data, match
 from physnet.declaration import Experiment, load_experiment
-from physnet.errors import DataError, DeclarationError, RelaxationWarning, collected
+from physnet.errors import DataError, DeclarationError, RelaxationWarning
 from physnet.learning import EquilibriumPropagation
 from physnet.model import EnergyModel, compile_energy
 from physnet.optimizers import make_optimizer, make_scheduler
@@ -110,7 +109,13 @@ class Trainer:
         dtype = getattr(torch, settings.dtype)
         model = compile_energy(experiment.graph, settings.seed).to(dtype)
         self.model = model
-        engine_, optimizer, self.scheduler = self._tools(model)
+        with experiment_faults(experiment, "relax"):
+            make_integrator(experiment.relax.integrator, experiment.relax.options)
+        engine_ = engine(model, experiment.relax, experiment.learn, settings.seed)
+        with experiment_faults(experiment, "train", "optimizer"):
+            optimizer = make_optimizer(model, settings.optimizer, settings.rates)
+        with experiment_faults(experiment, "train", "scheduler"):
+            self.scheduler = make_scheduler(optimizer, settings.scheduler, settings.epochs)
         engine_.attach(optimizer)
         self.ep, self.optimizer = self.accelerator.prepare(engine_, optimizer)
         self.engine, self.step = engine_, 0
@@ -118,33 +123,6 @@ class Trainer:
         self.folder = folder if self.accelerator.is_main_process else None
         if self.folder is not None:
             self._write_header(self.folder)
-
-    def _tools(self, model: EnergyModel) -> tuple[EquilibriumPropagation, torch.optim.Optimizer, Any]:
-        """Engine, optimizer and scheduler, with everything that is wrong with them at once."""
-        experiment, settings = self.experiment, self.experiment.train
-
-        def schedule(optimizer: torch.optim.Optimizer) -> Any:
-            with experiment_faults(experiment, "train", "scheduler"):
-                return make_scheduler(optimizer, settings.scheduler, settings.epochs)
-
-        def check_integrators() -> None:
-            for path, schema in ((("relax",), experiment.relax), (("learn", "nudged"), experiment.learn.nudged)):
-                if schema is not None:
-                    with experiment_faults(experiment, *path):
-                        make_integrator(schema.integrator, schema.options)
-
-        def optimise() -> torch.optim.Optimizer:
-            with experiment_faults(experiment, "train", "optimizer"):
-                return make_optimizer(model, settings.optimizer, settings.rates)
-
-        blank = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
-        _, engine_, optimizer, _ = collected(
-            check_integrators,
-            lambda: engine(model, experiment.relax, experiment.learn, settings.seed),
-            optimise,
-            lambda: schedule(blank),  # judged even where there is no optimizer to schedule
-        )
-        return engine_, optimizer, schedule(optimizer)
 
     def _on_device(self, arrays: Arrays, dtype: torch.dtype) -> dict[str, Tensor]:
         tensors = {name: torch.from_numpy(value).to(self.accelerator.device) for name, value in arrays.items()}

@@ -393,6 +393,19 @@ def test_a_graph_is_complete_or_refused(name: str) -> None:
     refused(GRAPHS[name])
 
 
+def test_faults_of_all_sections_are_told_at_once() -> None:
+    text = GOOD.replace("{shape: 3}", "{shape: -3}") + "learn: {protocol: centred}\ntrain: {data: digitz}\n"
+    places = {(fault.place.line, fault.path[0]) for fault in refused(text).faults if fault.place}
+    assert places == {(5, "nodes"), (11, "learn"), (12, "train")}
+
+
+def test_what_a_message_shows_is_short_and_printable() -> None:
+    hostile = "\x1b]0;title\x07\u202e" + "x" * 3000
+    message = str(DeclarationError(hostile, hostile))
+    assert all(letter.isprintable() or letter == "\n" for letter in message)
+    assert len(message) < 2000
+
+
 def _laughs(levels: int) -> str:
     lines = ["l0: &l0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"l{k}: &l{k} [{', '.join([f'*l{k - 1}'] * 10)}]" for k in range(1, levels)]

@@ -281,6 +281,7 @@ def test_an_installed_plugin_is_listed_explained_and_trained(tmp_path: Path) -> 
     assert listed.returncode == 0, listed.stderr
     for name in ("circulant", "arc", "jacobi", "five_point", "rings", "spring"):
         assert f" {name} " in listed.stdout
+    assert " ".join(listed.stdout.split()).count("from the distribution physnet-rings 1.2") == 5
     (tmp_path / "net.yaml").write_text(RINGS)
     explained = physnet("explain", "net.yaml", folder=tmp_path)
     assert explained.returncode == 0, explained.stderr
