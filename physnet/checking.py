@@ -65,7 +65,7 @@ def check_gradients(
     model: EnergyModel,
     batch: Mapping[str, Tensor],
     beta: float = 0.1,
-    protocols: Iterable[str] = tuple(PROTOCOLS),
+    protocols: Iterable[str] | None = None,
     relaxation: Relaxation | str = "auto",
 ) -> list[Agreement]:
     """Compare every protocol with the implicit gradient, for every trained tensor, in the dtype of the model.
@@ -76,10 +76,11 @@ def check_gradients(
         model: the network, best in float64.
         batch: inputs and targets by name.
         beta: the nudge; each protocol also runs at half of it.
+        protocols: their names; all that there are if not given.
     """
     exact = gradients(EquilibriumPropagation(model, beta, "implicit", relaxation=relaxation), **batch)
     result: list[Agreement] = []
-    for protocol in protocols:
+    for protocol in [name for name, _ in PROTOCOLS.usable()] if protocols is None else protocols:
         full, half = (_mean_gradient(model, nudge, protocol, relaxation, batch) for nudge in (beta, beta / 2))
         for tensor, reference in exact.items():
             error, smaller = relative_error(full[tensor], reference), relative_error(half[tensor], reference)

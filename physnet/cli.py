@@ -14,6 +14,7 @@ from physnet.declaration import Experiment, load_experiment
 from physnet.errors import DeclarationError, PhysnetError
 
 if TYPE_CHECKING:
+    from physnet.registry import Registry
     from physnet.training import Metrics, Trainer
 
 app = typer.Typer(
@@ -119,24 +120,26 @@ def list_everything() -> None:
     from physnet.connections import CONNECTIONS
     from physnet.data import DATA
     from physnet.domains import NAMED
-    from physnet.energy import catalogue, load_energy
+    from physnet.energy import catalogue
     from physnet.expressions import FUNCTIONS
     from physnet.protocols import PROTOCOLS
-    from physnet.relaxation import integrators
+    from physnet.relaxation import INTEGRATORS, integrators
 
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for name in catalogue():
-        table.add_row("energy", name, load_energy(name).title)
-    for name, connection in CONNECTIONS.items():
-        table.add_row("connection", name, _first_line(connection))
-    table.add_row("domain", ", ".join(NAMED), r"also boxes \[lo, hi] and lists of parts")
-    for name, kind in integrators().items():
-        table.add_row("integrator", name, kind.idea)
-    for name, protocol in PROTOCOLS.items():
-        table.add_row("protocol", name, f"error of order {protocol.bias}")
+        table.add_row("energy", name, _title_of(name))
+    for name, connection in CONNECTIONS.usable():
+        table.add_row("connection", name, _first_line(connection) + _from(CONNECTIONS, name))
+    for name, domain in NAMED.usable():
+        table.add_row("domain", name, (_first_line(domain) if isinstance(domain, type) else "") + _from(NAMED, name))
+    table.add_row("domain", r"\[lo, hi]", "a box; a list of intervals divides the units of a node")
+    for name, kind in integrators().usable():
+        table.add_row("integrator", name, kind.idea + _from(INTEGRATORS, name))
+    for name, protocol in PROTOCOLS.usable():
+        table.add_row("protocol", name, f"error of order {protocol.bias}" + _from(PROTOCOLS, name))
     table.add_row("protocol", "implicit", "the exact gradient, for reference")
-    for name, data in DATA.items():
-        table.add_row("data", name, _first_line(data))
+    for name, data in DATA.usable():
+        table.add_row("data", name, _first_line(data) + _from(DATA, name))
     table.add_row("function", ", ".join(FUNCTIONS), "")
     console.print(table)
 
@@ -152,7 +155,22 @@ def schema() -> None:
 
 
 def _first_line(thing: Any) -> str:
-    return (thing.__doc__ or "").strip().splitlines()[0]
+    return next(iter((thing.__doc__ or "").strip().splitlines()), "")
+
+
+def _from(registry: Registry[Any], name: str) -> str:
+    """Which distribution a plug-in belongs to."""
+    provider = registry.provider(name)
+    return f" (from {provider})" if provider else ""
+
+
+def _title_of(energy: str) -> str:
+    from physnet.energy import load_energy
+
+    try:
+        return load_energy(energy).title
+    except DeclarationError as error:  # an entry of a plug-in
+        return f"can't be used: {error}"
 
 
 def _changes(items: list[str] | None) -> dict[str, str]:

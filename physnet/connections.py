@@ -11,15 +11,15 @@ more than shapes and `apply`.
 
 from __future__ import annotations
 
-import ast
-import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from physnet.errors import DeclarationError, Fault, ShapeError, did_you_mean
+from physnet.calls import parse_call, write_call
+from physnet.errors import DeclarationError, ShapeError
+from physnet.registry import Registry, subclass_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,12 +49,7 @@ class Connection(ABC):
 
     def declaration(self) -> str:
         """The connection as it is written in a file; `parse_connection` reads it back."""
-        shown = [
-            f"{item.name}={getattr(self, item.name)!r}"
-            for item in fields(self)
-            if getattr(self, item.name) != item.default
-        ]
-        return f"{_snake(type(self).__name__)}({', '.join(shown)})" if shown else _snake(type(self).__name__)
+        return write_call(self, CONNECTIONS)
 
 
 class Linked(ABC):
@@ -220,7 +215,9 @@ class _IdentityLink(Linked):
         return values
 
 
-CONNECTIONS: dict[str, type[Connection]] = {"dense": Dense, "identity": Identity}
+CONNECTIONS: Registry[type[Connection]] = Registry(
+    "connection", "physnet.connections", {"dense": Dense, "identity": Identity}, subclass_of(Connection)
+)
 """Connections by the name that declarations use."""
 
 
@@ -234,39 +231,4 @@ def parse_connection(declared: object) -> Connection:
         return declared
     if not isinstance(declared, str):
         raise DeclarationError(f"expected a connection, found {declared!r}", f"use one of {', '.join(CONNECTIONS)}")
-    text = declared.strip()
-    try:
-        node = ast.parse(text, mode="eval").body if len(text) <= 500 else None
-        match node:
-            case ast.Name(id=name):
-                return _build(declared, name, [], {})
-            case ast.Call(func=ast.Name(id=name), args=arguments, keywords=keywords):
-                values = [ast.literal_eval(argument) for argument in arguments]
-                return _build(
-                    declared, name, values, {str(item.arg): ast.literal_eval(item.value) for item in keywords}
-                )
-    except DeclarationError:  # a ValueError too
-        raise
-    except (SyntaxError, ValueError, MemoryError, RecursionError):
-        pass
-    raise DeclarationError(
-        Fault(f"'{text[:80]}' is not a connection", f"write one of {', '.join(CONNECTIONS)}", value=text[:200])
-    )
-
-
-def _build(declared: str, name: str, values: list[Any], named: dict[str, Any]) -> Connection:
-    if name not in CONNECTIONS:
-        hint = did_you_mean(name, CONNECTIONS)
-        raise DeclarationError(Fault(f"unknown connection '{name}'", hint, value=declared, offset=declared.find(name)))
-    kind = CONNECTIONS[name]
-    try:
-        inspect.signature(kind).bind(*values, **named)
-    except TypeError as problem:
-        raise DeclarationError(
-            Fault(f"{name}: {problem}", f"its arguments are {inspect.signature(kind)}", value=declared)
-        ) from None
-    return kind(*values, **named)
-
-
-def _snake(name: str) -> str:
-    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name).lstrip("_")
+    return parse_call(declared, CONNECTIONS)

@@ -19,8 +19,11 @@ import numpy as np
 
 from physnet.errors import DataError, DeclarationError, Fault, did_you_mean
 from physnet.graph import EnergyGraph
+from physnet.registry import Registry
 
 Arrays = dict[str, np.ndarray]
+MAX_BYTES = 2**32
+"""Bytes that a compressed file may unpack to."""
 
 
 @dataclass(frozen=True)
@@ -57,19 +60,15 @@ def mnist(folder: str | None = None, limit: int | None = None) -> DataSet:
 
 def npz(file: str) -> DataSet:
     """Arrays of your own in one NumPy file: x_train, y_train, x_test, y_test, or <node>_train and so on."""
-    try:
-        with np.load(file, allow_pickle=False) as archive:
-            arrays = {key: archive[key] for key in archive.files}
-    except FileNotFoundError:
-        raise DataError(f"{file}: no such file; it should hold x_train, y_train, x_test and y_test") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
-        raise DataError(f"{file}: not a readable .npz file; write it with numpy.savez") from None
+    arrays = _arrays(_regular_file(file, "it should hold x_train, y_train, x_test and y_test"))
     splits: dict[str, Arrays] = {"train": {}, "test": {}}
     for key, value in arrays.items():
         name, _, split = key.rpartition("_")
         if split not in splits or not name:
             raise DataError(f"{file}: the array '{key}' is not named <name>_train or <name>_test; rename it")
-        splits[split][name] = value.astype(np.float32) if value.dtype.kind == "f" else value
+        if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiub" or value.ndim == 0:
+            raise DataError(f"{file}: the array '{key}' doesn't hold one number or more for each sample; give numbers")
+        splits[split][name] = value.astype(np.float32 if value.dtype.kind == "f" else np.int64)
     for split, found in splits.items():
         sizes = {key: len(value) for key, value in found.items()}
         if not found or len(set(sizes.values())) != 1 or 0 in sizes.values():
@@ -80,7 +79,39 @@ def npz(file: str) -> DataSet:
     return DataSet(Path(file).stem, splits["train"], splits["test"])
 
 
-DATA: dict[str, Callable[..., DataSet]] = {"digits": digits, "fashion_mnist": fashion_mnist, "mnist": mnist, "npz": npz}
+def _regular_file(file: object, fix: str) -> Path:
+    """A path that is a file: reading from a pipe may never end."""
+    try:
+        path = Path(file) if isinstance(file, str | Path) else None
+        if path is not None and path.is_file():
+            return path
+    except (OSError, ValueError):  # a name that no file can have
+        pass
+    raise DataError(f"{str(file)[:200]!r}: no such file; {fix}")
+
+
+def _arrays(path: Path) -> Arrays:
+    """The arrays of an .npz file. Nothing is unpickled, and nothing unpacked that would not fit."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(item.file_size for item in archive.infolist())
+        if size > MAX_BYTES:
+            raise DataError(f"{path}: unpacks to {size:,} bytes, more than {MAX_BYTES:,}; give a part of it")
+        with np.load(path, allow_pickle=False) as archive:
+            return {key: archive[key] for key in archive.files}
+    except DataError:
+        raise
+    except Exception as problem:  # readers stumble over damaged files in many ways
+        reason = next(iter(str(problem).splitlines()), type(problem).__name__)
+        raise DataError(f"{path}: not a readable .npz file ({reason}); write it with numpy.savez") from None
+
+
+DATA: Registry[Callable[..., DataSet]] = Registry(
+    "data set",
+    "physnet.data",
+    {"digits": digits, "fashion_mnist": fashion_mnist, "mnist": mnist, "npz": npz},
+    lambda name, thing: None if callable(thing) else "it must be a function that returns a physnet.data.DataSet",
+)
 """Data sets by the name that declarations use."""
 
 
@@ -91,21 +122,39 @@ def load_data(declared: str | Mapping[str, Any]) -> DataSet:
         DeclarationError: for unknown names and options.
         DataError: for files that are missing, truncated or of the wrong form.
     """
+    name, options = check_data(declared)
+    try:
+        data = DATA[name](**options)
+    except OSError as problem:
+        raise DataError(f"data {name}: {problem}; check the file") from None
+    if not isinstance(data, DataSet):
+        raise DataError(f"data {name}: expected a physnet.data.DataSet, found {type(data).__name__}; mend its function")
+    return data
+
+
+def check_data(declared: Any) -> tuple[str, dict[str, Any]]:
+    """The name and the options of a data set, without loading it.
+
+    Raises:
+        DeclarationError: for unknown names and options.
+    """
     if isinstance(declared, str):
         name, options = declared, {}
     elif isinstance(declared, Mapping) and len(declared) == 1:
         ((name, options),) = declared.items()
-        options = dict(options or {})
     else:
         raise DeclarationError(Fault("data is a name, or {name: {options}}", f"use {', '.join(DATA)}"))
+    if not isinstance(options, Mapping | None):
+        raise DeclarationError(Fault(f"the options of data are a mapping, found {options!r}", f"{name}: {{file: ...}}"))
     if name not in DATA:
         hint = did_you_mean(name, DATA)
         raise DeclarationError(Fault(f"there is no data set '{name}'", hint))
+    given = dict(options or {})
     try:
-        inspect.signature(DATA[name]).bind(**options)
+        inspect.signature(DATA[name]).bind(**given)
     except TypeError as problem:
         raise DeclarationError(Fault(f"data {name}: {problem}", f"options: {inspect.signature(DATA[name])}")) from None
-    return DATA[name](**options)
+    return name, given
 
 
 def match(data: DataSet, graph: EnergyGraph) -> DataSet:
@@ -156,11 +205,17 @@ def _idx_set(name: str, folder: str | None, limit: int | None) -> DataSet:
     for prefix in ("train", "t10k"):
         x = read_idx(_find_file(where, f"{prefix}-images-idx3-ubyte"))
         y = read_idx(_find_file(where, f"{prefix}-labels-idx1-ubyte"))
+        if x.ndim < 2 or not x.size or y.ndim != 1:
+            raise DataError(
+                f"{where}: {prefix} images of shape {x.shape} and labels of shape {y.shape}; fetch them again"
+            )
         if len(x) != len(y):
             raise DataError(f"{where}: {len(x)} {prefix} images but {len(y)} labels; the files don't belong together")
         splits.append({"x": x.reshape(len(x), -1).astype(np.float32) / 255, "y": y.astype(np.int64)})
     train, test = splits
     if limit is not None:
+        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+            raise DataError(f"data {name}: limit is {limit!r}; give a number of samples, at least 1")
         train = {key: value[:limit] for key, value in train.items()}
     return DataSet(name, train, test)
 
@@ -168,6 +223,8 @@ def _idx_set(name: str, folder: str | None, limit: int | None) -> DataSet:
 def _find_folder(name: str, folder: str | None) -> Path:
     """The folder that was given, or the first known place that exists."""
     package = name.replace("_", "-")
+    if folder is not None and not isinstance(folder, str | Path):
+        raise DataError(f"data {name}: {folder!r} is not a folder; give its path")
     places = [Path(folder).expanduser()] if folder else []
     if not folder:
         root = os.environ.get("PHYSNET_DATA")
@@ -198,8 +255,13 @@ def read_idx(path: Path) -> np.ndarray:
         DataError: if the file is truncated, corrupt, or not an IDX file of unsigned bytes.
     """
     try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError, ValueError) as problem:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+        if len(raw) > MAX_BYTES:
+            raise DataError(f"{path}: unpacks to more than {MAX_BYTES:,} bytes; give a part of it")
+    except DataError:
+        raise
+    except Exception as problem:  # readers stumble over damaged files in many ways
         raise DataError(f"{path}: can't be read ({problem}); fetch it again") from None
     if len(raw) < 4 or raw[:3] != b"\0\0\x08":
         raise DataError(f"{path}: not an IDX file of unsigned bytes; fetch it again")

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from physnet.elements import no_such_node
 from physnet.energy import FORMAT, Energy, energy_from_mapping, load_energy
-from physnet.errors import DeclarationError, Fault, ShapeError, did_you_mean, located
+from physnet.errors import DeclarationError, Fault, ShapeError, collected, did_you_mean, located
 from physnet.graph import EnergyGraph
 from physnet.protocols import find_protocol
 from physnet.schema import CostSchema, ExperimentSchema, LearnSchema, NodeSchema, RelaxSchema, TrainSchema, keys_at
@@ -117,11 +117,16 @@ def graph_to_yaml(graph: EnergyGraph) -> str:
 
 
 def _build(source: Source) -> Experiment:
+    from physnet.data import check_data
+
     try:
         schema = _read_schema(source.data)
-        graph = _Builder(schema).build()
         protocol = schema.learn.protocol
-        located(("learn",), lambda: find_protocol("centered" if protocol == "implicit" else protocol))
+        graph, *_ = collected(
+            lambda: _Builder(schema, Path(source.name).parent).build(),
+            lambda: located(("learn",), lambda: find_protocol("centered" if protocol == "implicit" else protocol)),
+            lambda: located(("train", "data"), lambda: check_data(schema.train.data)),
+        )
     except DeclarationError as error:
         raise source.relocate(error) from None
     return Experiment(graph, schema.relax, schema.learn, schema.train, source)
@@ -159,8 +164,8 @@ def _translate(error: Any) -> Fault:
 class _Builder:
     """Builds a graph and collects every fault on the way."""
 
-    def __init__(self, schema: ExperimentSchema) -> None:
-        self.schema, self.faults = schema, list[Fault]()
+    def __init__(self, schema: ExperimentSchema, folder: Path) -> None:
+        self.schema, self.folder, self.faults = schema, folder, list[Fault]()
         self.only_shapes = True
         self.missing: set[str] = set()
         self.edge_paths: dict[str, tuple[str | int, ...]] = {}
@@ -199,12 +204,11 @@ class _Builder:
                 return replace(fault, path=(*self.edge_paths[ends], *rest), at_key=fault.at_key or not rest)
         return fault
 
-    @staticmethod
-    def energy(declared: Any) -> Energy:
+    def energy(self, declared: Any) -> Energy:
         if declared is None:
             return Energy()
         if isinstance(declared, str):
-            return load_energy(declared)
+            return load_energy(declared, self.folder)
         if isinstance(declared, Mapping):
             return energy_from_mapping(declared)
         raise DeclarationError(f"expected a name or a mapping, found {declared!r}", "such as energy: hopfield")

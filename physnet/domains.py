@@ -1,7 +1,8 @@
 """Where states live: intervals, circles, and nodes whose units are divided among several domains.
 
 A domain knows how to `project` a state into itself, how far apart two states are, and how to draw a random state. A new
-kind of domain is a class with these methods; nothing else in physnet asks which kind it is.
+kind of domain is a frozen dataclass with these methods; nothing that computes asks which kind it is. Units are confined
+one by one: each to an interval, or to an arc of a circle.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from physnet.calls import parse_call, write_call
 from physnet.errors import DeclarationError
+from physnet.registry import Registry, subclass_of
 
 if TYPE_CHECKING:
     import torch
@@ -56,9 +59,9 @@ class Domain(ABC):
         """Whether the domain has a boundary at all, so that projection can change a state."""
         return True
 
-    @abstractmethod
     def declaration(self) -> Any:
         """The domain as it is written in a file; `parse_domain` reads it back."""
+        return write_call(self, NAMED)
 
     def check(self, shape: tuple[int, ...]) -> None:  # noqa: B027 most domains fit every shape
         """Raise `DeclarationError` if a node of this shape can't have this domain."""
@@ -228,24 +231,34 @@ def _part_name(part: Interval) -> str:
 
 
 REAL, NONNEGATIVE, NONPOSITIVE, CIRCLE = Interval(), Interval(0.0), Interval(hi=0.0), Circle()
-NAMED: dict[str, Domain] = {"real": REAL, "nonnegative": NONNEGATIVE, "nonpositive": NONPOSITIVE, "circle": CIRCLE}
-_FIX = f"use {', '.join(NAMED)}, a box [lo, hi], or a list of these that divides the units"
+NAMED: Registry[Domain | type[Domain]] = Registry(
+    "domain",
+    "physnet.domains",
+    {"real": REAL, "nonnegative": NONNEGATIVE, "nonpositive": NONPOSITIVE, "circle": CIRCLE},
+    lambda name, thing: None if isinstance(thing, Domain) else subclass_of(Domain)(name, thing),
+)
+"""Domains by the name that declarations use: domains, and classes whose arguments follow the name in brackets."""
+
+
+def _fix() -> str:
+    return f"use {', '.join(NAMED)}, a box [lo, hi], or a list of these that divides the units"
 
 
 def parse_domain(declared: object) -> Domain:
     """A domain from its declaration.
 
     Arguments:
-        declared: a `Domain`, one of the names real, nonnegative, nonpositive, circle, a box `[lo, hi]`, or a list of
-            parts such as `[nonnegative, nonpositive]` or `[{nonnegative: 512}, {nonpositive: 512}]`.
+        declared: a `Domain`, a name from `NAMED` such as `real` or `circle`, with arguments in brackets where it takes
+            some, a box `[lo, hi]`, or a list of parts such as `[nonnegative, nonpositive]` or
+            `[{nonnegative: 512}, {nonpositive: 512}]`.
 
     Raises:
         DeclarationError: if it is none of these.
     """
     if isinstance(declared, Domain):
         return declared
-    if isinstance(declared, str) and declared in NAMED:
-        return NAMED[declared]
+    if isinstance(declared, str) and not declared.startswith("["):
+        return parse_call(declared, NAMED, _fix())
     if isinstance(declared, Sequence) and not isinstance(declared, str) and declared:
         if len(declared) == 2 and all(_is_number(item) for item in declared):
             lo, hi = map(float, declared)
@@ -253,7 +266,7 @@ def parse_domain(declared: object) -> Domain:
                 raise DeclarationError(f"the box [{lo}, {hi}] is empty", "write the lower bound first")
             return Interval(lo, hi)
         return Partition(tuple(map(_parse_part, declared)))
-    raise DeclarationError(f"unknown domain {declared!r}", _FIX)
+    raise DeclarationError(f"unknown domain {declared!r}", _fix())
 
 
 def _parse_part(declared: object) -> tuple[Interval, int | None]:
@@ -261,7 +274,7 @@ def _parse_part(declared: object) -> tuple[Interval, int | None]:
     if isinstance(declared, Mapping):
         if len(declared) != 1:
             raise DeclarationError(
-                f"one part of a domain is written as {{name: count}}, found {dict(declared)!r}", _FIX
+                f"one part of a domain is written as {{name: count}}, found {dict(declared)!r}", _fix()
             )
         ((declared, count),) = declared.items()
         if isinstance(declared, str) and declared.startswith("["):
@@ -278,7 +291,7 @@ def _parse_box(text: str) -> list[float]:
     try:
         return [float(item) for item in text.strip("[]").split(",")]
     except ValueError:
-        raise DeclarationError(f"unknown domain {text!r}", _FIX) from None
+        raise DeclarationError(f"unknown domain {text!r}", _fix()) from None
 
 
 def _is_number(item: object) -> bool:

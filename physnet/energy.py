@@ -15,6 +15,7 @@ from physnet.domains import REAL, Domain, parse_domain
 from physnet.errors import DeclarationError, Fault, did_you_mean, located
 from physnet.expressions import RESERVED, names, parse, write
 from physnet.parameters import ParameterSpec, parse_parameter
+from physnet.registry import Registry
 from physnet.sources import read_source
 
 FORMAT = 1
@@ -191,24 +192,69 @@ def energy_from_mapping(declared: Mapping[str, Any], name: str = "") -> Energy:
     )
 
 
+def _folder(thing: Any) -> Path:
+    """The folder that a path or a package stands for."""
+    return Path(thing) if isinstance(thing, str | Path) else Path(next(iter(thing.__path__)))
+
+
+def _objection(name: str, thing: Any) -> str | None:
+    if isinstance(thing, str | Path) or hasattr(thing, "__path__"):
+        return None if _folder(thing).is_dir() else f"there is no folder {_folder(thing)}"
+    return "it must be a path, or a package that holds one YAML file for each energy"
+
+
+CATALOGUES: Registry[Any] = Registry(
+    "catalogue", "physnet.energies", {"physnet": Path(__file__).parent / "energies"}, _objection
+)
+"""Folders of energies, one YAML file for each, by a name of their own: paths, or packages."""
+
+
 def catalogue() -> dict[str, Path]:
     """The known energies: name -> file."""
-    return {path.stem: path for path in sorted((Path(__file__).parent / "energies").glob("*.yaml"))}
+    return {name: files[0] for name, files in _entries().items()}
 
 
-@cache
-def load_energy(name: str) -> Energy:
-    """The energy of that name in the catalogue.
+def _entries() -> dict[str, list[Path]]:
+    """The files of every energy; there should be one of each name."""
+    found: dict[str, list[Path]] = {}
+    for _, folder in CATALOGUES.usable():
+        for path in sorted(_folder(folder).glob("*.yaml")):
+            found.setdefault(path.stem, []).append(path)
+    return found
+
+
+def load_energy(name: str, folder: str | Path = ".") -> Energy:
+    """The energy of that name in the catalogue, or in a file.
+
+    Arguments:
+        name: a name from `catalogue()`, or the path of a YAML file.
+        folder: what the path is relative to.
 
     Raises:
         DeclarationError: if there is none.
     """
-    entries = catalogue()
+    if name.endswith((".yaml", ".yml")):
+        return _read_energy(Path(folder) / name)
+    return _from_catalogue(name)
+
+
+@cache
+def _from_catalogue(name: str) -> Energy:
+    entries = _entries()
     if name not in entries:
         hint = did_you_mean(name, entries, f"one of {', '.join(entries)}; or declare your own")
         raise DeclarationError(Fault(f"there is no energy '{name}' in the catalogue", hint))
-    source = read_source(entries[name])
+    path, *others = entries[name]
+    if others:
+        raise DeclarationError(f"the energy '{name}' is provided by {path} and by {others[0]}", "rename one of them")
+    return _read_energy(path)
+
+
+def _read_energy(path: Path) -> Energy:
+    source = read_source(path)
+    if not isinstance(source.data, Mapping):
+        raise DeclarationError(f"{path}: an energy is a mapping with the keys node, coupling, …", "see the catalogue")
     try:
-        return energy_from_mapping(source.data, name)
+        return energy_from_mapping(source.data, path.stem)
     except DeclarationError as error:
         raise source.relocate(error) from None

@@ -5,9 +5,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
+WIDTH = 200
+"""How much of a line is shown."""
 
 
 def did_you_mean(name: object, known: Iterable[str], otherwise: str = "") -> str:
@@ -25,6 +27,21 @@ def located(path: tuple[str | int, ...], make: Callable[[], T]) -> T:
         return make()
     except DeclarationError as error:
         raise error.under(*path) from None
+
+
+def collected(*actions: Callable[[], Any]) -> list[Any]:
+    """Do several things, and raise the faults of all of them at once."""
+    results: list[Any] = []
+    errors: list[DeclarationError] = []
+    for action in actions:
+        try:
+            results.append(action())
+        except DeclarationError as error:
+            errors.append(error)
+    if errors:
+        kind = type(errors[0]) if len({type(error) for error in errors}) == 1 else DeclarationError
+        raise kind(fault for error in errors for fault in error.faults)
+    return results
 
 
 @dataclass(frozen=True)
@@ -79,12 +96,13 @@ class Fault:
         lines = [f"{where}: {self.message}" if where else self.message]
         text, column = self._excerpt()
         if text is not None:
+            text, column = _window(text, column)
             lines.append(f"    {text}")
             if column is not None:
                 lines.append(f"    {' ' * (column - 1)}^")
         if self.fix:
             lines.append(f"  fix: {self.fix}")
-        return "\n".join(lines)
+        return "\n".join(_shown(line) for part in lines for line in part.split("\n"))
 
     def _excerpt(self) -> tuple[str | None, int | None]:
         if self.place is not None and self.place.text is not None:
@@ -92,6 +110,19 @@ class Fault:
         if self.value is None:
             return None, None
         return self.value, None if self.offset is None else self.offset + 1
+
+
+def _window(text: str, column: int | None) -> tuple[str, int | None]:
+    """The part of a long line around the caret."""
+    start = max(0, (column or 1) - WIDTH // 2) if len(text) > WIDTH else 0
+    shown = "…" * (start > 0) + text[start : start + WIDTH] + "…" * (len(text) > start + WIDTH)
+    return shown, None if column is None else column - start + (start > 0)
+
+
+def _shown(line: str) -> str:
+    """A line that is safe to print: what a file holds may be long, or meant to play tricks on a terminal."""
+    line = line if len(line) <= 4 * WIDTH else line[: 4 * WIDTH] + "…"
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in line)
 
 
 class PhysnetError(Exception):
@@ -126,3 +157,7 @@ class RelaxationError(PhysnetError, RuntimeError):
 
 class RelaxationWarning(UserWarning):
     """A relaxation that stopped before it met its tolerance, or whose result deserves a second look."""
+
+
+class PluginWarning(UserWarning):
+    """An installed plug-in that can't be used; the message names its distribution."""

@@ -23,7 +23,7 @@ from physnet.explanation import Case, Explanation, NodeEntry, ParameterEntry, Su
 from physnet.expressions import clip, derivative, symbol
 from physnet.graph import EnergyGraph
 from physnet.lowering import BETA, NodePlan, parameter_slope, target_symbol
-from physnet.model import EnergyModel
+from physnet.model import EnergyModel, check_model
 from physnet.protocols import Protocol, find_protocol
 from physnet.relaxation import choose
 from physnet.separation import POST, PRE, GradientOnly, Linear, Quadratic, Scalar, Sinusoid, Solver, X
@@ -42,6 +42,7 @@ def explain(
         beta: the nudge, if it is known.
         integrator: the one asked for.
     """
+    check_model(model, "explain")
     plan, graph = model.plan, model.graph
     blocks = {"free phase": plan.blocks} | ({"nudged phase": plan.nudged_blocks} if graph.costs else {})
     named, title = graph.name or graph.energy.name, graph.energy.title
@@ -161,7 +162,7 @@ def _update(solver: Solver, node: Node, table: Names) -> Update:
     def named(expression: sp.Expr) -> sp.Expr:
         return _tidy(_renamed(expression, table))
 
-    parts = list(_intervals(node.domain, node.shape))
+    parts = list(_parts(node.domain, node.shape))
     match solver:
         case Quadratic(curvature, drive):
             state = cast(sp.Expr, named(drive) / named(curvature))
@@ -170,9 +171,7 @@ def _update(solver: Solver, node: Node, table: Names) -> Update:
             return Update("exact", tuple(Case(_confined(state, part), units) for units, part in parts), note)
         case Linear(drive):
             signs = {"hi": named(drive) > 0, "lo": named(drive) < 0}
-            cases = (
-                Case(_number(getattr(part, side)), units, sign) for units, part in parts for side, sign in signs.items()
-            )
+            cases = (Case(_end(part, side), units, sign) for units, part in parts for side, sign in signs.items())
             return Update("exact", tuple(cases), "a unit without drive stays")
         case Sinusoid(cosine, sine):
             return Update("exact", (Case(cast(sp.Expr, sp.atan2(named(sine), named(cosine)))),))
@@ -183,10 +182,10 @@ def _update(solver: Solver, node: Node, table: Names) -> Update:
             return Update("gradient", (), reason)
 
 
-def _intervals(domain: Domain, shape: tuple[int, ...]) -> Iterator[tuple[str, Interval]]:
-    """The intervals of a domain, with the units that live in each if there are several."""
+def _parts(domain: Domain, shape: tuple[int, ...]) -> Iterator[tuple[str, Domain]]:
+    """The parts of a domain, with the units that live in each if there are several."""
     if not isinstance(domain, Partition):
-        yield "", domain if isinstance(domain, Interval) else Interval()
+        yield "", domain
         return
     first = 0
     for (part, _), count in zip(domain.parts, domain.counts(shape[0]), strict=True):
@@ -194,13 +193,20 @@ def _intervals(domain: Domain, shape: tuple[int, ...]) -> Iterator[tuple[str, In
         first += count
 
 
-def _confined(state: sp.Expr, part: Interval) -> sp.Expr:
-    """The point of an interval that is nearest to a state."""
-    if part.bounded:
-        return cast(sp.Expr, clip(state, _number(part.lo), _number(part.hi)))
+def _confined(state: sp.Expr, part: Domain) -> sp.Expr:
+    """The point of a domain that is nearest to a state."""
     if not part.edges:
         return state
+    if not isinstance(part, Interval):
+        return cast(sp.Expr, sp.Function("project")(state))
+    if part.bounded:
+        return cast(sp.Expr, clip(state, _number(part.lo), _number(part.hi)))
     return cast(sp.Expr, sp.Max(state, _number(part.lo)) if part.hi == math.inf else sp.Min(state, _number(part.hi)))
+
+
+def _end(part: Domain, side: str) -> sp.Expr:
+    """The lowest (`lo`) or highest (`hi`) state of a domain; a domain that isn't an interval has a name for it."""
+    return _number(getattr(part, side)) if isinstance(part, Interval) else symbol(side)
 
 
 def _number(value: float) -> sp.Expr:

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import ast
 import math
+import re
+import unicodedata
+import warnings
 from collections.abc import Callable, Collection
 from typing import Any, cast
 
@@ -20,6 +23,7 @@ MAX_LENGTH = 4000
 MAX_DEPTH = 60
 MAX_EXPONENT = 32
 MAX_DIGITS = 40
+MAX_SUMMANDS = 2000
 
 
 class relu(sp.Function):
@@ -206,7 +210,29 @@ def _adopt(expression: sp.Basic) -> sp.Expr:
     renamed = {item: symbol(str(item)) for item in expression.free_symbols}
     result = cast(sp.Expr, expression.xreplace(renamed))
     _refuse_undefined(result, str(expression))
+    _refuse_explosion(result, str(expression))
     return result
+
+
+def summands(expression: sp.Basic) -> int:
+    """An upper bound for the number of summands after expansion, without expanding."""
+    if isinstance(expression, sp.Add):
+        return sum(map(summands, expression.args))
+    if isinstance(expression, sp.Mul):
+        return math.prod(map(summands, expression.args))
+    if isinstance(expression, sp.Pow) and expression.exp.is_Integer and expression.exp > 0:
+        power = int(expression.exp)
+        return math.comb(power + summands(expression.base) - 1, power)
+    return 1
+
+
+def _refuse_explosion(expression: sp.Expr, text: str) -> None:
+    """The compiler expands terms, and what stands inside functions."""
+    parts = [expression, *(part for call in expression.atoms(sp.Function, sp.Pow) for part in call.args)]
+    if any(summands(part) > MAX_SUMMANDS for part in parts):
+        raise DeclarationError(
+            Fault(f"this expression expands to more than {MAX_SUMMANDS} summands", "use lower powers", value=text)
+        )
 
 
 def _undefined(expression: sp.Basic) -> bool:
@@ -250,8 +276,14 @@ class _Parser:
             raise DeclarationError(
                 f"an expression of {len(self.text)} characters is longer than {MAX_LENGTH}", "split it into terms"
             )
+        if "#" in self.text:  # to Python it is a comment, and would hide the lines that follow
+            raise self.error("expressions have no comments", "write it in a YAML line of its own", self.text.find("#"))
+        if unicodedata.normalize("NFKC", self.text) != self.text:  # to Python they are the letters that they look like
+            raise self.error("letters in another guise, such as full-width ones", "use plain letters")
         try:
-            tree = ast.parse(self.text.strip().replace("\n", " "), mode="eval")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", SyntaxWarning)
+                tree = ast.parse(self.text.strip().replace("\n", " "), mode="eval")
         except SyntaxError as problem:
             offset = (problem.offset or 1) - 1 + self.shift
             raise self.error(f"syntax error: {problem.msg}", "check brackets and operators", offset) from None
@@ -266,6 +298,7 @@ class _Parser:
                 f"this has no value: {problem}", "look for a division by zero, or the root of -1"
             ) from None
         _refuse_undefined(result, self.text)
+        _refuse_explosion(result, self.text)
         return result
 
     def error(self, message: str, fix: str, offset: int | None = None) -> DeclarationError:
@@ -309,8 +342,10 @@ class _Parser:
             if abs(value) >= 10**MAX_DIGITS:
                 raise self.at(node, f"a number of more than {MAX_DIGITS} digits", "rescale")
             return sp.Integer(value)
-        if not math.isfinite(value) or (value and not 1e-38 < abs(value) < 1e38):
-            raise self.at(node, f"the number {value} is outside the range of float32", "rescale")
+        written = str(ast.get_source_segment(self.text.strip(), node) or value)
+        vanished = not value and re.search("[1-9]", written.lower().split("e")[0])
+        if not math.isfinite(value) or vanished or (value and not 1e-38 < abs(value) < 1e38):
+            raise self.at(node, f"the number {written} is outside the range of float32", "rescale")
         return sp.Rational(str(value))  # exact, so that 0.5*2 is 1 and energies separate cleanly
 
     def name(self, node: ast.expr, name: str) -> sp.Expr:

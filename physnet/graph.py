@@ -112,6 +112,7 @@ class EnergyGraph:
         path = ("costs", node)
         if node not in self.network:
             raise no_such_node(node, self.network, path)
+        check_name(target, path)
         parsed = located(path, lambda: parse(term))
         declared = self.node(node)
         faults = undeclared(parsed, term, {"x", "y"}, set(declared.parameters), "cost", path)

@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from physnet.contrast import Phases
 from physnet.errors import DeclarationError, Fault, ShapeError
-from physnet.model import EnergyModel
+from physnet.model import EnergyModel, check_model
 from physnet.problem import Problem
 from physnet.protocols import Protocol, find_protocol
 from physnet.randomness import stream
@@ -70,6 +70,9 @@ class EquilibriumPropagation(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        check_model(model, "EquilibriumPropagation")
+        if isinstance(beta, bool) or not isinstance(beta, int | float):
+            raise DeclarationError(Fault(f"beta is {beta!r}, it must be a number", "such as 0.1", ("beta",)))
         if not 0 < beta < float("inf"):
             raise DeclarationError(
                 Fault(f"beta is {beta}, it must be positive", "the protocol chooses the sign of the nudge", ("beta",))

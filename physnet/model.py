@@ -233,6 +233,13 @@ def _rows(shape: tuple[int, ...]) -> str:
     return f"[{', '.join(('rows', *map(str, shape)))}]"
 
 
+def check_model(model: object, where: str) -> None:
+    """Raise `DeclarationError` if something else than a compiled model was given."""
+    if not isinstance(model, EnergyModel):
+        found = "an EnergyGraph" if isinstance(model, EnergyGraph) else f"a {type(model).__name__}"
+        raise DeclarationError(f"{where} takes a compiled energy, not {found}", "model = compile_energy(graph)")
+
+
 def compile_energy(graph: EnergyGraph, seed: int = 0) -> EnergyModel:
     """Turn a declared energy into a module that can be relaxed and trained.
 

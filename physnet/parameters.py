@@ -47,6 +47,8 @@ class ParameterSpec:
     frozen: bool = False
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name.isidentifier() or self.name.startswith("_"):
+            raise DeclarationError(Fault(f"{self.name!r} is not a name", "use letters, digits and underscores"))
         if self.on not in ("node", "edge"):
             raise DeclarationError(Fault(f"a parameter is on: node or on: edge, not {self.on!r}", path=("on",)))
         allowed = NODE_SHAPES if self.on == "node" else EDGE_SHAPES

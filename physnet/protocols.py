@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from physnet.errors import DeclarationError, Fault, did_you_mean
+from physnet.registry import Registry
 
 if TYPE_CHECKING:
     import torch
@@ -73,17 +74,26 @@ def holomorphic(points: int) -> Protocol:
     return Protocol(f"holomorphic({points})", (tuple(phases),), f"beta^{points}")
 
 
-PROTOCOLS: dict[str, Protocol] = {
-    protocol.name: protocol
-    for protocol in (
-        Protocol("positive", (_POSITIVE,), "beta"),
-        Protocol("negative", (_NEGATIVE,), "beta"),
-        Protocol("random_sign", (_POSITIVE, _NEGATIVE), "beta in one batch, beta^2 in the mean"),
-        Protocol("centered", (((-1.0, -0.5), (1.0, 0.5)),), "beta^2"),
-        Protocol("coupled", (_POSITIVE,), "one: it follows another objective", clamps=True),
-        Protocol("contrastive", (_POSITIVE,), "one: it follows another objective", clamps=True, fixed_beta=1.0),
-    )
-}
+PROTOCOLS: Registry[Protocol] = Registry(
+    "protocol",
+    "physnet.protocols",
+    {
+        protocol.name: protocol
+        for protocol in (
+            Protocol("positive", (_POSITIVE,), "beta"),
+            Protocol("negative", (_NEGATIVE,), "beta"),
+            Protocol("random_sign", (_POSITIVE, _NEGATIVE), "beta in one batch, beta^2 in the mean"),
+            Protocol("centered", (((-1.0, -0.5), (1.0, 0.5)),), "beta^2"),
+            Protocol("coupled", (_POSITIVE,), "one: it follows another objective", clamps=True),
+            Protocol("contrastive", (_POSITIVE,), "one: it follows another objective", clamps=True, fixed_beta=1.0),
+        )
+    },
+    lambda name, thing: (
+        None
+        if isinstance(thing, Protocol) and thing.name == name
+        else f"it must be a physnet.Protocol whose name is '{name}'"
+    ),
+)
 """Protocols by name. Source: arXiv 1602.05179, 2006.03824; of the clamped ones: arXiv 2312.15103."""
 
 FAMILIES = {"holomorphic": holomorphic}

@@ -21,8 +21,10 @@ from torch import Tensor
 
 from physnet.displaced import Displaced, nudge
 from physnet.errors import DeclarationError, Fault, RelaxationError, RelaxationWarning, ShapeError
+from physnet.model import check_model
 from physnet.problem import Problem, State
 from physnet.randomness import stream
+from physnet.registry import Registry, subclass_of
 
 if TYPE_CHECKING:
     from physnet.model import EnergyModel
@@ -168,20 +170,25 @@ class Integrator(ABC):
         """Relax from a state inside the domains. Runs without autograd."""
 
 
-_REGISTRY: dict[str, type[Integrator]] = {}
+def _objection(name: str, thing: Any) -> str | None:
+    return subclass_of(Integrator)(name, thing) or (None if thing.name == name else f"it calls itself '{thing.name}'")
+
+
+INTEGRATORS: Registry[type[Integrator]] = Registry("integrator", "physnet.integrators", {}, _objection)
+"""Integrators by name; `integrators()` sees to it that physnet's own are there."""
 I = TypeVar("I", bound=type[Integrator])  # noqa: E741
 
 
 def integrator(kind: I) -> I:
     """Register an integrator under its name; `auto` tries them in the order of registration."""
-    _REGISTRY[kind.name] = kind
+    INTEGRATORS[getattr(kind, "name", kind.__name__)] = kind
     return kind
 
 
-def integrators() -> dict[str, type[Integrator]]:
+def integrators() -> Registry[type[Integrator]]:
     """All integrators by name, in the order in which `auto` tries them."""
     importlib.import_module("physnet.integrators")
-    return _REGISTRY
+    return INTEGRATORS
 
 
 def find_integrator(name: str) -> type[Integrator]:
@@ -232,7 +239,7 @@ def choose(problem: Problem, name: str = "auto") -> tuple[type[Integrator], str]
             raise RelaxationError(f"integrator '{name}' can't relax this energy: {refusal}")
         return kind, "asked for"
     refusals: list[str] = []
-    for kind in integrators().values():
+    for _, kind in integrators().usable():
         refusal = kind.refusal(problem)
         if refusal is None:
             return kind, "; ".join([*refusals, f"{kind.name}: {kind.idea}"])
@@ -266,7 +273,13 @@ def relax(
     Raises:
         RelaxationError: if no equilibrium can be reached; the message says what to change.
     """
+    check_model(model, "relax")
     settings = Relaxation(relaxation) if isinstance(relaxation, str) else relaxation
+    if not isinstance(settings, Relaxation):
+        raise DeclarationError(
+            f"relax takes a Relaxation or the name of an integrator, not {relaxation!r}",
+            "pass inputs by the names of their nodes, such as relax(model, image=x)",
+        )
     with torch.no_grad(), full_precision(model.device):
         problem = model.problem(rows=rows, **inputs)
         state = initial_state(problem, settings.initial, stream(seed, "initial"))

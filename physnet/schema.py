@@ -28,12 +28,16 @@ _Shape = Annotated[
 _Domain = Annotated[
     Any,
     _shown(
-        type=["string", "array", "object"], description="real, nonnegative, nonpositive, circle, [lo, hi], or parts"
+        type=["string", "array", "object"],
+        description="real, nonnegative, nonpositive, circle, another name (physnet list), [lo, hi], or parts",
     ),
 ]
 _Energy = Annotated[
     Any,
-    _shown(type=["string", "object"], description="an entry of the catalogue, or node, coupling, domain, parameters"),
+    _shown(
+        type=["string", "object"],
+        description="an entry of the catalogue, a YAML file, or node, coupling, domain, parameters",
+    ),
 ]
 _Edge = Annotated[
     Any, _shown(type=["string", "object"], description="'a -> b', or {'a -> b': connection or {via, name, gain, ...}}")
@@ -43,7 +47,7 @@ _Named = Annotated[Any, _shown(type=["string", "object"], description="a name, o
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class NodeSchema(_Strict):
@@ -86,7 +90,7 @@ class LearnSchema(_Strict):
     """How gradients are estimated."""
 
     protocol: str = "centered"
-    beta: float = Field(default=0.1, gt=0, allow_inf_nan=False)
+    beta: float = Field(default=0.1, gt=0)
     nudged: NudgedSchema | None = None
 
 
@@ -99,7 +103,7 @@ class TrainSchema(_Strict):
     optimizer: _Named = "sgd"
     scheduler: _Named = None
     rates: dict[str, float] = Field(default_factory=dict, description="learning rates of single tensors, by name")
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     dtype: Literal["float32", "float64"] = "float32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = Field(default=None, ge=1)

@@ -12,10 +12,9 @@ from typing import cast
 import sympy as sp
 
 from physnet.errors import DeclarationError
-from physnet.expressions import derivative, symbol
+from physnet.expressions import MAX_SUMMANDS, derivative, summands, symbol
 
 PRE, POST, X = symbol("pre"), symbol("post"), symbol("x")
-MAX_SUMMANDS = 2000
 
 
 @dataclass(frozen=True)
@@ -107,25 +106,11 @@ def _addition_theorems(expression: sp.Expr) -> sp.Expr:
 
 
 def _expand(expression: sp.Expr) -> sp.Expr:
-    if _summands(expression) > MAX_SUMMANDS:
+    if summands(expression) > MAX_SUMMANDS:
         raise DeclarationError(
             f"this coupling expands to more than {MAX_SUMMANDS} products of pre and post", "use lower powers"
         )
     return cast(sp.Expr, sp.expand(expression))
-
-
-def _summands(expression: sp.Basic) -> int:
-    """An upper bound for the number of summands after expansion, without expanding."""
-    if isinstance(expression, sp.Add):
-        return sum(map(_summands, expression.args))
-    if isinstance(expression, sp.Mul):
-        total = 1
-        for factor in expression.args:
-            total *= _summands(factor)
-        return total
-    if isinstance(expression, sp.Pow) and expression.exp.is_Integer and expression.exp > 0:
-        return _summands(expression.base) ** int(expression.exp)
-    return 1
 
 
 # --------------------------------------------------------------------------- exact minimisers of one unit

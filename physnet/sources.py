@@ -5,18 +5,22 @@ Files are data: tags, duplicate keys and oversized or deeply nested documents ar
 
 from __future__ import annotations
 
+import stat
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap, CommentedSeq, TaggedScalar
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent
 
 from physnet.errors import DeclarationError, Fault, Place
 
-MAX_BYTES = 1_000_000
+MAX_BYTES = 100_000
+MAX_EVENTS = 10_000
 MAX_VALUES = 50_000
+MAX_DIGITS = 40
 MAX_DEPTH = 30
 
 
@@ -62,6 +66,8 @@ class Source:
 def _position(tree: Any, key: str | int, at_key: bool) -> tuple[tuple[int, int], Any] | None:
     if isinstance(tree, CommentedMap) and key in tree:
         child = tree[key]
+        if key not in (tree.lc.data or {}):  # merged into the mapping from elsewhere
+            return (tree.lc.line, tree.lc.col), child
         whole = at_key or isinstance(child, CommentedMap | CommentedSeq)
         where = tree.lc.key(key) if whole else tree.lc.value(key)
         return (where[0], where[1]), child
@@ -79,11 +85,18 @@ def read_source(path: str | Path) -> Source:
     """
     path = Path(path)
     try:
-        raw = path.read_bytes() if path.stat().st_size <= MAX_BYTES else None
+        mode = path.stat()
+        if not stat.S_ISREG(mode.st_mode):  # a pipe or a device may never end
+            raise DeclarationError(f"{path}: not a file", "give the name of a YAML file")
+        raw = path.read_bytes() if mode.st_size <= MAX_BYTES else None
     except OSError as problem:
         raise DeclarationError(f"{path}: {problem.strerror or problem}", "check the name of the file") from None
+    except ValueError as problem:
+        if isinstance(problem, DeclarationError):
+            raise
+        raise DeclarationError(f"{path}: {problem}", "check the name of the file") from None
     if raw is None:
-        raise DeclarationError(f"{path}: larger than {MAX_BYTES} bytes", "a declaration is a short text")
+        raise DeclarationError(f"{path}: larger than {MAX_BYTES:,} bytes", "a declaration is a short text")
     try:
         text = raw.decode()
     except UnicodeDecodeError:
@@ -93,17 +106,16 @@ def read_source(path: str | Path) -> Source:
 
 def parse_source(text: str, name: str = "<text>") -> Source:
     """Parse YAML text; `name` is what errors call it."""
+    if len(text) > MAX_BYTES:
+        raise DeclarationError(f"{name}: larger than {MAX_BYTES:,} bytes", "a declaration is a short text")
     lines = tuple(text.splitlines())
 
     def fail(message: str, fix: str, line: int = 0, column: int = 0) -> DeclarationError:
         shown = lines[line][:200] if line < len(lines) else ""
         return DeclarationError(Fault(message, fix, place=Place(name, line + 1, min(column, 200) + 1, shown)))
 
-    for number, line in enumerate(lines):  # before the YAML reader recurses into them
-        deepest = _brackets(line)
-        if deepest > MAX_DEPTH:
-            raise fail(f"brackets nested {deepest} deep", f"at most {MAX_DEPTH} are allowed", number)
     try:
+        _check_events(text, fail)
         tree = YAML(typ="rt", pure=True).load(text)
     except MarkedYAMLError as problem:
         mark = problem.problem_mark
@@ -114,19 +126,26 @@ def parse_source(text: str, name: str = "<text>") -> Source:
             mark.line if mark else 0,
             mark.column if mark else 0,
         ) from None
-    except (YAMLError, ValueError, RecursionError) as problem:
-        raise fail(
-            f"this can't be read as YAML: {str(problem).splitlines()[0]}", "a declaration is plain YAML"
-        ) from None
+    except DeclarationError:
+        raise
+    except Exception as problem:  # the reader stumbles over malformed documents in many ways
+        reason = next(iter(str(problem).splitlines()), type(problem).__name__)
+        raise fail(f"this can't be read as YAML: {reason}", "a declaration is plain YAML") from None
     return Source(name, lines, tree, _Plain(fail).convert(tree, 0))
 
 
-def _brackets(line: str) -> int:
-    depth = deepest = 0
-    for letter in line:
-        depth += (letter in "[{(") - (letter in "]})")
-        deepest = max(deepest, depth)
-    return deepest
+def _check_events(text: str, fail: Any) -> None:
+    """Refuse tags and what is too large or nested too deep, one event after the other, before anything is built."""
+    depth = 0
+    for number, event in enumerate(YAML(typ="safe", pure=True).parse(text)):
+        mark = event.start_mark
+        depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+        if number > MAX_EVENTS:
+            raise fail(f"more than {MAX_EVENTS} values", "a declaration is a short text", mark.line, mark.column)
+        if depth > MAX_DEPTH:
+            raise fail(f"nested more than {MAX_DEPTH} deep", "a declaration is flat", mark.line, mark.column)
+        if getattr(event, "tag", None) is not None:
+            raise fail(f"the tag {event.tag} is not allowed", "remove it", mark.line, mark.column)
 
 
 class _Plain:
@@ -140,10 +159,6 @@ class _Plain:
         line, column = (tree.lc.line, tree.lc.col) if isinstance(tree, CommentedMap | CommentedSeq) else (0, 0)
         if self.values > MAX_VALUES or depth > MAX_DEPTH:
             raise self.fail("the document is too large or nested too deep", "aliases count each time", line, column)
-        if isinstance(tree, TaggedScalar) or (
-            isinstance(tree, CommentedMap | CommentedSeq) and tree.tag is not None and tree.tag.value is not None
-        ):
-            raise self.fail(f"the tag {tree.tag.value} is not allowed", "remove it", line, column)
         if isinstance(tree, CommentedMap):
             for key in tree:
                 if not isinstance(key, str):
@@ -153,6 +168,8 @@ class _Plain:
             return [self.convert(value, depth + 1) for value in tree]
         if isinstance(tree, bool) or tree is None:
             return tree
+        if isinstance(tree, int) and abs(tree) >= 10**MAX_DIGITS:
+            raise self.fail(f"a number of more than {MAX_DIGITS} digits", "rescale")
         for kind in (int, float, str):  # ruamel's round-trip scalars are subclasses of these
             if isinstance(tree, kind):
                 return kind(tree)

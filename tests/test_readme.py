@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -57,3 +58,27 @@ def test_the_declaration_reference_is_valid() -> None:
         for key in set(schema.model_fields) - {"costs", "term", "energy", "options"}:
             assert f"{key}:" in whole, key
     parse_experiment(energy + "nodes: {a: {shape: 2, role: input}, b: {shape: 2}}\nedges: [a -> b]\n")
+
+
+def test_what_contributing_shows_runs_as_one_script(tmp_path: Path) -> None:
+    """In a process of its own, since it registers things; the entry points it shows are groups that are read."""
+    import subprocess
+    import sys
+
+    from physnet.connections import CONNECTIONS
+    from physnet.data import DATA
+    from physnet.domains import NAMED
+    from physnet.energy import CATALOGUES
+    from physnet.protocols import PROTOCOLS
+    from physnet.relaxation import INTEGRATORS
+
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    (energy,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "energies").mkdir()
+    (tmp_path / "energies" / "spring.yaml").write_text(energy)
+    script = "\n\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr
+    groups = {registry.group for registry in (CONNECTIONS, NAMED, INTEGRATORS, PROTOCOLS, CATALOGUES, DATA)}
+    assert set(re.findall(r'entry-points\."(.*?)"', text)) == groups
