@@ -78,9 +78,11 @@ class _Emitter(Vocabulary):
             self.fixed(plan)
             self.prepare_and_minimise(plan, "free", plan.free)
             self.force(plan, "free")
+            self.curvature(plan, "free", plan.free)
             if plan.cost != 0:
                 self.prepare_and_minimise(plan, "nudged", plan.nudged)
                 self.force(plan, "nudged")
+                self.curvature(plan, "nudged", plan.nudged)
         for node in self.plan.graph.nodes():
             if not node.free:
                 self.clamped_force(node.name)
@@ -205,6 +207,27 @@ class _Emitter(Vocabulary):
         terms = [] if slope == 0 else [f"-({self.print(slope, symbols, table)})"]
         terms += [self.mixed_force(mixed, name) for mixed in plan.mixed]
         self.out(f"return {' '.join(terms) or self.zero(name)}")
+
+    def curvature(self, plan: NodePlan, phase: str, solver: Solver) -> None:
+        """What a force is measured by where there is no exact update."""
+        if not isinstance(solver, GradientOnly):
+            return
+        name = plan.node.name
+        self.out.function(f"curvature_{name}__{phase}(p, s, k, y, beta)", f"d^2F/dx^2 of each unit of {name}.")
+        energy = plan.conditional if phase == "nudged" else plan.conditional.subs(BETA, 0)
+        bend = derivative(derivative(energy, X), X)
+        table = self.live(plan.fields, bend.free_symbols)
+        symbols = self.node_symbols(name) | self.fixed_table(plan) | {X: self.state(name)}
+        terms = [f"{self.zero(name)} + {self.print(bend, symbols, table)}"]
+        terms += [self.mixed_curvature(mixed, name) for mixed in plan.mixed]
+        self.out(f"return {' '.join(terms)}")
+
+    def mixed_curvature(self, edge: str, node: str) -> str:
+        plan = self.plan.edges[edge]
+        own, way = (PRE, "to_pre") if plan.edge.pre == node else (POST, "to_post")
+        bend = derivative(derivative(plan.edge.term, own), own)
+        pairs = self.pair_symbols(plan)
+        return f"+ {edge}_edge.{way}({self.print(bend, pairs)} + 0*{pairs[PRE]}*{pairs[POST]})"
 
     def clamped_force(self, name: str) -> None:
         """-dF/dx of a clamped node: the force that its clamp holds against, and the gradient of its input."""

@@ -140,6 +140,9 @@ class Displaced(Problem):
                 result[name] = force(self.parameters, self.origin, state, around, fixed, self.targets, beta)
         return result
 
+    def curvature(self, state: Mapping[str, Tensor], node: str) -> Tensor:
+        return super().curvature(self.states(state), node)
+
     def _minimiser(self, name: str) -> Callable[[Mapping[str, Tensor]], Tensor]:
         self.refuse_gradient_only(name)
         functions, phase = self.model.functions, self._phase(name)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 State = dict[str, Tensor]
 Block = tuple[str, ...]
+FLAT = 1e-6
+"""Curvatures below this one say nothing about how far a force would carry a unit."""
 
 
 class Problem:
@@ -161,6 +163,11 @@ class Problem:
                 result[name] = force(self.parameters, full, self.fixed, self.targets, self.beta_for(name))
         return result
 
+    def curvature(self, state: Mapping[str, Tensor], node: str) -> Tensor:
+        """d^2F/dx^2 of each unit of a node that has no exact update."""
+        function = self.model.functions[f"curvature_{node}__{self._phase(node)}"]
+        return function(self.parameters, {**self.clamped, **state}, self.fixed, self.targets, self.beta_for(node))
+
     def _phase(self, node: str) -> str:
         """Which variant of a node's functions applies: nodes without a cost have one for both phases."""
         return "nudged" if self.beta is not None and self.model.plan.nodes[node].cost != 0 else "free"
@@ -207,12 +214,14 @@ class Problem:
         return 0.0 if self.beta is None else self.beta.view(-1, *(1,) * len(self._shape(node)))
 
     def step(self, state: Mapping[str, Tensor]) -> State:
-        """The step that an exact update of each node would make; where there is none, a projected gradient step."""
+        """The step that an exact update of each node would make; where there is none, the force by the curvature."""
         steps: State = {}
         for name in self.model.free:
             domain = self.domain(name)
             if isinstance(self.solver(name), GradientOnly):
-                target = domain.project(state[name] + self.force(state, [name])[name])
+                curvature = self.curvature(state, name)
+                rate = torch.where(curvature > FLAT, curvature, 1.0).reciprocal()
+                target = domain.project(state[name] + rate * self.force(state, [name])[name])
             else:
                 target = self._minimisers[name](state)
             steps[name] = domain.difference(target, state[name])

@@ -238,6 +238,15 @@ def test_inseparable_coupling_is_broadcast_with_a_warning(coupling: str) -> None
         assert torch.allclose(force, expected[name], rtol=1e-10)
     with pytest.raises(RelaxationError, match="doesn't separate"):
         problem.minimise(("right",), state)
+    nudged = problem.nudged({"target": torch.rand(3, 3, 1)}, [0.3])
+    for asked in (problem, nudged):
+        x = state["right"].detach()
+        hessian = torch.autograd.functional.hessian(lambda x, asked=asked: asked.energy({"right": x}).sum(), x)
+        assert isinstance(hessian, Tensor)
+        diagonal = hessian.reshape(x.numel(), x.numel()).diagonal().view_as(x)
+        assert torch.allclose(asked.curvature({"right": x}, "right"), diagonal, rtol=1e-9)
+        residual, force = asked.step({"right": x})["right"], asked.force({"right": x})["right"]
+        assert torch.allclose(residual, torch.where(diagonal > 1e-6, force / diagonal, force))
 
 
 def test_separable_couplings_compile_without_a_warning(recwarn: pytest.WarningsRecorder) -> None:
