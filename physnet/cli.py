@@ -122,6 +122,7 @@ def list_everything() -> None:
     from physnet.energy import catalogue, load_energy
     from physnet.expressions import FUNCTIONS
     from physnet.protocols import PROTOCOLS
+    from physnet.references import REFERENCES
     from physnet.relaxation import integrators
 
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
@@ -134,7 +135,8 @@ def list_everything() -> None:
         table.add_row("integrator", name, kind.idea)
     for name, protocol in PROTOCOLS.items():
         table.add_row("protocol", name, f"error of order {protocol.bias}")
-    table.add_row("protocol", "implicit", "the exact gradient, for reference")
+    for name, reference in REFERENCES.items():
+        table.add_row("reference", name, reference.idea)
     for name, data in DATA.items():
         table.add_row("data", name, _first_line(data))
     table.add_row("function", ", ".join(FUNCTIONS), "")

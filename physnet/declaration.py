@@ -18,7 +18,7 @@ from physnet.elements import no_such_node
 from physnet.energy import FORMAT, Energy, energy_from_mapping, load_energy
 from physnet.errors import DeclarationError, Fault, ShapeError, did_you_mean, located
 from physnet.graph import EnergyGraph
-from physnet.protocols import find_protocol
+from physnet.references import find_method
 from physnet.schema import CostSchema, ExperimentSchema, LearnSchema, NodeSchema, RelaxSchema, TrainSchema, keys_at
 from physnet.sources import Source, dump_yaml, parse_source, read_source
 
@@ -121,7 +121,7 @@ def _build(source: Source) -> Experiment:
         schema = _read_schema(source.data)
         graph = _Builder(schema).build()
         protocol = schema.learn.protocol
-        located(("learn",), lambda: find_protocol("centered" if protocol == "implicit" else protocol))
+        located(("learn",), lambda: find_method(protocol))
     except DeclarationError as error:
         raise source.relocate(error) from None
     return Experiment(graph, schema.relax, schema.learn, schema.train, source)

@@ -35,6 +35,7 @@ class Problem:
         fixed: the fields that don't change during a relaxation; worked out here if not given.
         targets: by name, [rows, *node]; for a nudged problem.
         beta: nudge of every row, [rows], or `None` for the free problem.
+        parameters: by name, in place of those of the model.
     """
 
     def __init__(
@@ -45,9 +46,10 @@ class Problem:
         fixed: dict[str, dict[int, Tensor]] | None = None,
         targets: State | None = None,
         beta: Tensor | None = None,
+        parameters: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.model, self.clamped, self.rows = model, clamped, rows
-        self.parameters = model.tensors
+        self.parameters = model.tensors if parameters is None else parameters
         self.targets, self.beta = targets or {}, beta
         self.fixed = fixed if fixed is not None else self._fixed_fields()
         self._prepared: dict[str, tuple[Any, ...]] = {}
@@ -73,6 +75,7 @@ class Problem:
             },
             {name: _repeat(value, phases) for name, value in wanted.items()},
             torch.tensor(betas, dtype=self.like.dtype, device=self.like.device).repeat_interleave(self.rows),
+            self.parameters,
         )
 
     @property

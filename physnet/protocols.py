@@ -8,6 +8,7 @@ lists draws one of them for every batch. A phase with m_k = 0 is the free equili
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -59,8 +60,8 @@ PROTOCOLS: dict[str, Protocol] = {
 """Protocols by name. Source: arXiv 1602.05179, 2006.03824."""
 
 
-def find_protocol(name: str | Protocol) -> Protocol:
-    """The protocol of that name.
+def find_protocol(name: str | Protocol, others: Iterable[str] = ()) -> Protocol:
+    """The protocol of that name; `others` are names that would have been understood too.
 
     Raises:
         DeclarationError: if there is none.
@@ -68,6 +69,6 @@ def find_protocol(name: str | Protocol) -> Protocol:
     if isinstance(name, Protocol):
         return name
     if name not in PROTOCOLS:
-        hint = did_you_mean(name, PROTOCOLS)
+        hint = did_you_mean(name, [*PROTOCOLS, *others])
         raise DeclarationError(Fault(f"unknown protocol '{name}'", hint, ("protocol",), value=str(name)))
     return PROTOCOLS[name]
