@@ -1,7 +1,7 @@
 """Reference gradients by name: what the estimates of protocols are compared with.
 
-A reference works out dL/dtheta of the mean cost at a free equilibrium from derivatives that no local rule has. It stands
-wherever a protocol stands, as `implicit` or, with arguments, as `truncated_backprop(40)`.
+A reference works out dL/dtheta of the mean cost at a free equilibrium from derivatives that no local rule has. It
+stands wherever a protocol stands, as `implicit` or, with arguments, as `truncated_backprop(40)`.
 """
 
 from __future__ import annotations
@@ -49,9 +49,7 @@ class Reference:
 REFERENCES: dict[str, Reference] = {
     reference.name: reference
     for reference in (
-        Reference(
-            "implicit", "the exact gradient: linear response by conjugate gradients", "physnet.implicit:gradient"
-        ),
+        Reference("implicit", "exact: the linear response, by conjugate gradients", "physnet.implicit:gradient"),
         Reference(
             "recurrent_backprop",
             "exact once converged: the adjoint of a sweep, iterated to its fixed point",

@@ -194,7 +194,7 @@ def test_arguments_of_references(text: str, arguments: dict[str, int]) -> None:
     ],
 )  # fmt: skip
 def test_wrong_arguments_are_refused(text: str) -> None:
-    with pytest.raises(DeclarationError, match="fix: (it takes whole numbers|write implicit)"):
+    with pytest.raises(DeclarationError, match=r"fix: (it takes whole numbers|write implicit)"):
         find_method(text)
 
 
