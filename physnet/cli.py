@@ -91,6 +91,7 @@ def check(
     file: File,
     change: Set = None,
     samples: Annotated[int, typer.Option(min=1, help="training samples to use")] = 8,
+    gdu: Annotated[bool, typer.Option("--gdu", help="step by step, against backpropagation through time")] = False,
 ) -> None:
     """Compare every protocol's gradient with the implicit one, per parameter, at beta and at beta/2."""
     experiment = load_experiment(file, _changes([*(change or []), "train.dtype=float64"]))
@@ -100,6 +101,9 @@ def check(
     trainer = Trainer(experiment)
     batch = {name: value[:samples] for name, value in trainer.train.items()}
     beta = experiment.learn.beta
+    if gdu:
+        console.print(_updates_table(trainer, batch, beta / 100))
+        return
     table = Table(title=f"gradient against the implicit one, beta = {beta:g}, {samples} samples, float64")
     for column in ("protocol", "tensor", "cosine", "relative error", "falls, beta/2"):
         table.add_column(column, justify="left" if column in ("protocol", "tensor") else "right")
@@ -111,6 +115,25 @@ def check(
         previous = row.protocol
         table.add_row(first, row.tensor, f"{row.cosine:.6f}", f"{row.error:.2e}", f"{row.fall:.2f} x")
     console.print(table)
+
+
+def _updates_table(trainer: Trainer, batch: dict[str, Any], beta: float) -> Table:
+    """Gradient-descending updates of every node and parameter, at a small beta and at half of it."""
+    from physnet.gdu import gradient_descending_updates
+    from physnet.training import relaxation_settings
+
+    relaxation = relaxation_settings(trainer.experiment.relax)
+    full, half = (
+        gradient_descending_updates(trainer.model, batch, nudge, relaxation=relaxation) for nudge in (beta, beta / 2)
+    )
+    rows = len(next(iter(batch.values())))
+    table = Table(title=f"gradient-descending updates, beta = {beta:g}, {rows} samples, float64")
+    for column in ("states, parameters", "relative error", "falls, beta/2", "opposite signs"):
+        table.add_column(column, justify="left" if column == "states, parameters" else "right")
+    for update, smaller in zip(full, half, strict=True):
+        fall = update.error / smaller.error if smaller.error else float("nan")
+        table.add_row(update.name, f"{update.error:.2e}", f"{fall:.2f} x", f"{100 * update.opposite:.2f} %")
+    return table
 
 
 @app.command("list")
