@@ -21,7 +21,8 @@ from physnet.errors import DeclarationError, RelaxationError
 from physnet.maps import Map, descent, has_exact_updates, safe_rate, synchronous
 from physnet.model import EnergyModel
 from physnet.problem import Problem, State
-from physnet.relaxation import Relaxation, relax
+from physnet.randomness import stream
+from physnet.relaxation import Relaxation, initial_state, run
 from physnet.unrolled import leaves
 
 Series = dict[str, Tensor]
@@ -86,10 +87,10 @@ def gradient_descending_updates(
         raise DeclarationError(f"beta = {beta} and steps = {steps} must be positive", "such as beta=0.001, steps=12")
     inputs = {name: value for name, value in batch.items() if name in model.inputs}
     targets = {name: value for name, value in batch.items() if name not in model.inputs}
-    state = relax(model, relaxation, rows=len(next(iter(batch.values()))), **inputs).states
-    rows = None if inputs else len(next(iter(targets.values())))
+    settings = Relaxation(relaxation) if isinstance(relaxation, str) else relaxation
     with torch.no_grad():
-        problem = model.problem(rows, **inputs)
+        problem = model.problem(None if inputs else len(next(iter(targets.values()))), **inputs)
+        state = run(problem, initial_state(problem, settings.initial, stream(0, "initial")), settings).states
         nudged = {sign * beta: problem.nudged(targets, [sign * beta]) for sign in ((1, -1) if centered else (1,))}
     step = _map([problem, *nudged.values()], state, family, rate)
     runs = [increments(phase, state, step, steps, nudge) for nudge, phase in nudged.items()]
@@ -187,8 +188,8 @@ def _check_fixed_point(problem: Problem, state: State, step: Map, propagated: Se
     signal = max(_rms(propagated[node][0]) for node in state) * beta
     if drift > 0.01 * signal:
         raise RelaxationError(
-            f"the free state still moves by {drift:.2g} in a step, the nudge by {signal:.2g}: relax to a lower tolerance, "
-            "use float64, or a larger beta"
+            f"the free state still moves by {drift:.2g} in a step, the nudge by {signal:.2g}: relax to a lower "
+            "tolerance, use float64, or a larger beta"
         )
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from physnet.branches import find_jumps
 from physnet.contrast import Phases
 from physnet.errors import DeclarationError, Fault, ShapeError
 from physnet.model import EnergyModel
@@ -36,12 +37,14 @@ class Record:
         nudged: the nudged equilibria, phases stacked along the rows; `None` without gradients.
         betas: the nudge of each phase.
         cost: C of every sample at the free equilibrium.
+        jumped: per sample, whether a nudged phase has left the branch of the free state; `None` without nudged phases.
     """
 
     free: Equilibrium
     nudged: Equilibrium | None
     betas: tuple[float, ...]
     cost: Tensor
+    jumped: Tensor | None = None
 
 
 class EquilibriumPropagation(nn.Module):
@@ -146,6 +149,7 @@ class _Equilibrate(torch.autograd.Function):
             if ep.reference is None:
                 ctx.coefficients = coefficients
                 ctx.nudged = ep.last.nudged = _nudge(ep, free, wanted, betas)
+                ep.last.jumped = find_jumps(free, ctx.nudged, wanted, betas)
         return cost.mean()
 
     @staticmethod

@@ -181,10 +181,10 @@ class Problem:
         """The nudge, shaped to broadcast over the states of a node."""
         return 0.0 if self.beta is None else self.beta.view(-1, *(1,) * len(self._shape(node)))
 
-    def step(self, state: Mapping[str, Tensor]) -> State:
+    def step(self, state: Mapping[str, Tensor], nodes: Iterable[str] | None = None) -> State:
         """The step that an exact update of each node would make; where there is none, a projected gradient step."""
         steps: State = {}
-        for name in self.model.free:
+        for name in self.model.free if nodes is None else nodes:
             domain = self.domain(name)
             if isinstance(self.solver(name), GradientOnly):
                 target = domain.project(state[name] + self.force(state, [name])[name])

@@ -97,7 +97,7 @@ def recurrent_backprop(
     direct = torch.autograd.grad(cost, copy.tensors, allow_unused=True, materialize_grads=True)
     images, sources = list(new.values()), [old[name] for name in old]
     tolerance = 1e-13 if problem.like.dtype == torch.float64 else 1e-6
-    adjoint = list(downhill)
+    adjoint, change, size = list(downhill), torch.inf, 0.0
     for _ in range(MAX_ITERATIONS):
         pulled = torch.autograd.grad(images, sources, adjoint, retain_graph=True, materialize_grads=True)
         following = [a + b for a, b in zip(downhill, pulled, strict=True)]
