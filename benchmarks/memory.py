@@ -10,6 +10,7 @@ what is there before it (parameters and data); on the CPU by the profiler, alloc
 from __future__ import annotations
 
 import argparse
+import itertools
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -71,7 +72,7 @@ def dense_net(shapes: Iterable[int] = (784, 1024, 10)) -> EnergyModel:
     for name, units in zip(names[1:-1], hidden, strict=True):
         graph.state(name, units)
     graph.output("label", label, cost="(x - y)**2/2")
-    for pre, post in zip(names, names[1:], strict=False):
+    for pre, post in itertools.pairwise(names):
         graph.couple(pre, post, parameters={"w": {"gain": 0.5}})
     return compile_energy(graph)
 

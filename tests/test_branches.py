@@ -21,7 +21,7 @@ from physnet.protocols import PROTOCOLS
 from physnet.relaxation import Relaxation, relax
 from physnet.training import Trainer
 
-PATIENT = Relaxation(tolerance=1e-9, max_sweeps=20_000)
+PATIENT = Relaxation(tolerance=1e-7, max_sweeps=20_000)
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
@@ -105,16 +105,16 @@ def large_net(name: str, gain: float) -> EnergyModel:
 @pytest.mark.parametrize("name", ["hopfield-smooth", "xy"])
 def test_large_weights_warn_and_small_ones_do_not(name: str, float64: None) -> None:
     """Row 16. Samples that are said to have jumped have a displacement that is not proportional to beta."""
-    x, y = batch(64, 16, 4)
+    x, y = batch(32, 16, 4)
     with warnings.catch_warnings():
         warnings.simplefilter("error", RelaxationWarning)
         settled(EquilibriumPropagation(large_net(name, 0.4), 0.5), image=3 * x, target=y)
-    model = large_net(name, 4.0)
+    model = large_net(name, 6.0)
     ep = EquilibriumPropagation(model, 0.5, relaxation=PATIENT, nudged=PATIENT)
     with pytest.warns(RelaxationWarning, match="left the branch of their free state or are close to its end"):
         record = settled(ep, image=3 * x, target=y)
     assert record.jumped is not None
-    assert 0 < int(record.jumped.sum()) < 64
+    assert 0 < int(record.jumped.sum()) < 32
     check_flagged(record, ep, y)
 
 
