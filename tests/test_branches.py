@@ -119,7 +119,7 @@ def test_large_weights_warn_and_small_ones_do_not(name: str, float64: None) -> N
 
 
 def check_flagged(record: Record, ep: EquilibriumPropagation, y: Tensor) -> None:
-    """Against a nudge 100 times smaller: whoever moves far out of proportion is found, and nobody who doesn't is."""
+    """Against a nudge 100 times smaller: whoever is out of proportion by 300 % is found, nobody within 20 % is."""
     free, rows = record.free, len(y)
     targets = ep.model.as_targets({"target": y}, rows)
     with torch.no_grad():
@@ -132,7 +132,7 @@ def check_flagged(record: Record, ep: EquilibriumPropagation, y: Tensor) -> None
         moved = [free.problem.domain(n).difference(nudged[n], v).flatten(1) for n, v in free.states.items()]
         scaled.append(torch.cat(moved, 1) / beta)
     off = torch.stack([(scaled[i] - scaled[i + 2]).norm(dim=1) / scaled[i + 2].norm(dim=1) for i in (0, 1)]).amax(0)
-    assert off[found].min() > 0.4
+    assert off[found].min() > 0.2
     assert found[off > 3].all()
 
 
