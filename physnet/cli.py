@@ -92,6 +92,7 @@ def check(
     file: File,
     change: Set = None,
     samples: Annotated[int, typer.Option(min=1, help="training samples to use")] = 8,
+    gdu: Annotated[bool, typer.Option("--gdu", help="step by step, against backpropagation through time")] = False,
 ) -> None:
     """Compare every protocol's gradient with the implicit one, per parameter, at beta and at beta/2."""
     experiment = load_experiment(file, _changes([*(change or []), "train.dtype=float64"]))
@@ -101,6 +102,9 @@ def check(
     trainer = Trainer(experiment)
     batch = {name: value[:samples] for name, value in trainer.train.items()}
     beta = experiment.learn.beta
+    if gdu:
+        console.print(_updates_table(trainer, batch, beta / 100))
+        return
     table = Table(title=f"gradient against the implicit one, beta = {beta:g}, {samples} samples, float64")
     for column in ("protocol", "tensor", "cosine", "relative error", "falls, beta/2"):
         table.add_column(column, justify="left" if column in ("protocol", "tensor") else "right")
@@ -114,6 +118,25 @@ def check(
     console.print(table)
 
 
+def _updates_table(trainer: Trainer, batch: dict[str, Any], beta: float) -> Table:
+    """Gradient-descending updates of every node and parameter, at a small beta and at half of it."""
+    from physnet.gdu import gradient_descending_updates
+    from physnet.training import relaxation_settings
+
+    relaxation = relaxation_settings(trainer.experiment.relax)
+    full, half = (
+        gradient_descending_updates(trainer.model, batch, nudge, relaxation=relaxation) for nudge in (beta, beta / 2)
+    )
+    rows = len(next(iter(batch.values())))
+    table = Table(title=f"gradient-descending updates, beta = {beta:g}, {rows} samples, float64")
+    for column in ("states, parameters", "relative error", "falls, beta/2", "opposite signs"):
+        table.add_column(column, justify="left" if column == "states, parameters" else "right")
+    for update, smaller in zip(full, half, strict=True):
+        fall = update.error / smaller.error if smaller.error else float("nan")
+        table.add_row(update.name, f"{update.error:.2e}", f"{fall:.2f} x", f"{100 * update.opposite:.2f} %")
+    return table
+
+
 @app.command("list")
 def list_everything() -> None:
     """List energies, connections, domains, integrators, protocols and data sets."""
@@ -122,7 +145,8 @@ def list_everything() -> None:
     from physnet.domains import NAMED
     from physnet.energy import catalogue
     from physnet.expressions import FUNCTIONS
-    from physnet.protocols import PROTOCOLS
+    from physnet.protocols import FAMILIES, PROTOCOLS
+    from physnet.references import REFERENCES
     from physnet.relaxation import INTEGRATORS, integrators
 
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
@@ -137,7 +161,10 @@ def list_everything() -> None:
         table.add_row("integrator", name, kind.idea + _from(INTEGRATORS, name))
     for name, protocol in PROTOCOLS.usable():
         table.add_row("protocol", name, f"error of order {protocol.bias}" + _from(PROTOCOLS, name))
-    table.add_row("protocol", "implicit", "the exact gradient, for reference")
+    for family, make in FAMILIES.items():
+        table.add_row("protocol", f"{family}(N)", _first_line(make))
+    for name, reference in REFERENCES.items():
+        table.add_row("reference", name, reference.idea)
     for name, data in DATA.usable():
         table.add_row("data", name, _first_line(data) + _from(DATA, name))
     table.add_row("function", ", ".join(FUNCTIONS), "")

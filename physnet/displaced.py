@@ -73,7 +73,15 @@ class Displaced(Problem):
     """
 
     def __init__(self, problem: Problem, free: Problem, state: State, held: Mapping[str, Tensor] | None = None) -> None:
-        super().__init__(problem.model, problem.clamped, problem.rows, problem.fixed, problem.targets, problem.beta)
+        super().__init__(
+            problem.model,
+            problem.clamped,
+            problem.rows,
+            problem.fixed,
+            problem.targets,
+            problem.beta,
+            problem.parameters,
+        )
         self.plain = problem
         self.phases = phases = problem.rows // free.rows
         full = {**free.clamped, **state}
@@ -174,7 +182,9 @@ def nudge(
     for target, node in free.model.targets.items():
         way = problem.targets[target] - repeat(state[node.name], phases)
         held[node.name] = problem.beta_for(node.name) * way
-    still = Problem(problem.model, problem.clamped, problem.rows, problem.fixed, problem.targets)
+    still = Problem(
+        problem.model, problem.clamped, problem.rows, problem.fixed, problem.targets, parameters=problem.parameters
+    )
     return Displaced(still, free, state, held)
 
 

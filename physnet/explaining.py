@@ -24,7 +24,8 @@ from physnet.expressions import clip, derivative, symbol
 from physnet.graph import EnergyGraph
 from physnet.lowering import BETA, NodePlan, parameter_slope, target_symbol
 from physnet.model import EnergyModel, check_model
-from physnet.protocols import Protocol, find_protocol
+from physnet.protocols import Protocol
+from physnet.references import find_method, protocol_of
 from physnet.relaxation import choose
 from physnet.separation import POST, PRE, GradientOnly, Linear, Quadratic, Scalar, Sinusoid, Solver, X
 
@@ -38,7 +39,7 @@ def explain(
 
     Arguments:
         model: the compiled energy.
-        protocol: whose learning rules to show. `implicit` has none; that of `centered` leads to it as beta vanishes.
+        protocol: whose learning rules to show. References have none; that of `centered` leads to them as beta vanishes.
         beta: the nudge, if it is known.
         integrator: the one asked for.
     """
@@ -52,7 +53,7 @@ def explain(
         blocks=_merged(blocks, "every phase"),
         nodes=tuple(_node(graph, node) for node in plan.nodes.values()),
         parameters=tuple(_parameter(model, name) for name in graph.tensors()),
-        protocol=find_protocol("centered" if protocol == "implicit" else protocol),
+        protocol=protocol_of(find_method(protocol)),
         beta=beta,
         warnings=plan.warnings,
     )

@@ -113,6 +113,9 @@ FUNCTIONS: dict[str, tuple[int | None, Callable[..., Any]]] = {
     "cos": (1, sp.cos),
     "tan": (1, sp.tan),
     "tanh": (1, sp.tanh),
+    "asinh": (1, sp.asinh),
+    "atanh": (1, sp.atanh),
+    "erf": (1, sp.erf),
     "exp": (1, sp.exp),
     "log": (1, sp.log),
     "sqrt": (1, sp.sqrt),
@@ -133,8 +136,8 @@ RESERVED = frozenset({"x", "y", "a", "pre", "post", "t", "pi"})
 """Names with a meaning of their own; every other symbol of an expression is a parameter."""
 
 _KNOWN_CLASSES = (
-    sp.Add, sp.Mul, sp.Pow, sp.Symbol, sp.Number, sp.NumberSymbol, sp.sin, sp.cos, sp.tan, sp.tanh, sp.exp, sp.log,
-    sp.Abs, sp.sign, sp.Min, sp.Max, relu, clip, softplus, sigmoid, log_cosh,
+    sp.Add, sp.Mul, sp.Pow, sp.Symbol, sp.Number, sp.NumberSymbol, sp.sin, sp.cos, sp.tan, sp.tanh, sp.asinh,
+    sp.atanh, sp.erf, sp.exp, sp.log, sp.Abs, sp.sign, sp.Min, sp.Max, relu, clip, softplus, sigmoid, log_cosh,
 )  # fmt: skip
 _OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: lambda a, b: a + b,

@@ -7,9 +7,10 @@ import math
 import torch
 from torch import Tensor
 
-sin, cos, tan, tanh, exp, log, sqrt, sign = (
-    torch.sin, torch.cos, torch.tan, torch.tanh, torch.exp, torch.log, torch.sqrt, torch.sign,
+sin, cos, tan, exp, log, sqrt, sign = (
+    torch.sin, torch.cos, torch.tan, torch.exp, torch.log, torch.sqrt, torch.sign,
 )  # fmt: skip
+tanh, asinh, atanh, erf = torch.tanh, torch.asinh, torch.atanh, torch.erf
 relu, sigmoid, atan2 = torch.relu, torch.sigmoid, torch.atan2
 softplus = torch.nn.functional.softplus
 

@@ -17,13 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from physnet.branches import find_jumps
 from physnet.contrast import Phases
 from physnet.errors import DeclarationError, Fault, ShapeError
 from physnet.model import EnergyModel, check_model
 from physnet.problem import Problem
-from physnet.protocols import Protocol, find_protocol
+from physnet.protocols import Protocol
 from physnet.randomness import stream
-from physnet.references import implicit_gradient
+from physnet.references import Reference, find_method, protocol_of
 from physnet.relaxation import Equilibrium, Relaxation, full_precision, initial_state, run, run_nudged
 
 
@@ -36,12 +37,15 @@ class Record:
         nudged: the nudged equilibria, phases stacked along the rows; `None` without gradients.
         betas: the nudge of each phase.
         cost: C of every sample at the free equilibrium.
+        jumped: per sample, whether a nudged phase has left the branch of the free state; `None` where that was not
+            looked at.
     """
 
     free: Equilibrium
     nudged: Equilibrium | None
     betas: tuple[complex, ...]
     cost: Tensor
+    jumped: Tensor | None = None
 
 
 class EquilibriumPropagation(nn.Module):
@@ -50,10 +54,12 @@ class EquilibriumPropagation(nn.Module):
     Arguments:
         model: the compiled energy.
         beta: the nudge, > 0.
-        protocol: a name from `PROTOCOLS`, a `Protocol`, or `implicit` for the exact reference.
+        protocol: a name from `PROTOCOLS` or `REFERENCES` (such as `truncated_backprop(40)`), or such an object.
         relaxation: how the free phase relaxes; a `Relaxation` or the name of an integrator.
         nudged: how nudged phases relax; by default like the free phase, with the tolerance of nudged phases.
         seed: of random signs and random initial states.
+        watch: in which batches to look for samples whose nudged phase has left the branch of the free state, at the
+            price of about a sweep: the first and every `watch`-th one, or none for 0.
 
     Raises:
         DeclarationError: for unknown protocols, a beta that isn't positive, or a model without a cost.
@@ -63,11 +69,12 @@ class EquilibriumPropagation(nn.Module):
         self,
         model: EnergyModel,
         beta: float = 0.1,
-        protocol: str | Protocol = "centered",
+        protocol: str | Protocol | Reference = "centered",
         *,
         relaxation: Relaxation | str = "auto",
         nudged: Relaxation | str | None = None,
         seed: int = 0,
+        watch: int = 20,
     ) -> None:
         super().__init__()
         check_model(model, "EquilibriumPropagation")
@@ -79,9 +86,10 @@ class EquilibriumPropagation(nn.Module):
             )
         if not model.graph.costs:
             raise DeclarationError("the graph has no cost", "give the output node one: cost='(x - y)**2/2'")
-        self.model, self.beta, self.seed = model, float(beta), seed
-        self.exact = protocol == "implicit"
-        self.protocol = find_protocol("centered" if protocol == "implicit" else protocol)
+        self.model, self.beta, self.seed, self.watch = model, float(beta), seed, watch
+        method = find_method(protocol)
+        self.protocol = protocol_of(method)
+        self.reference = method if isinstance(method, Reference) else None
         self.relaxation = Relaxation(relaxation) if isinstance(relaxation, str) else relaxation
         nudged = replace(self.relaxation, tolerance=None) if nudged is None else nudged
         self.nudged = Relaxation(nudged) if isinstance(nudged, str) else nudged
@@ -144,10 +152,12 @@ class _Equilibrate(torch.autograd.Function):
         if learns and any(ctx.needs_input_grad):
             ctx.save_for_backward(*leaves)  # torch then notices parameters that change before backward
             ctx.names = [*inputs, *ep.model.tensors]
-            ctx.free, ctx.targets, ctx.exact = free, wanted, ep.exact
-            if not ep.exact:
+            ctx.free, ctx.targets, ctx.reference = free, wanted, ep.reference
+            if ep.reference is None:
                 ctx.coefficients = coefficients
                 ctx.nudged = ep.last.nudged = run_nudged(free, wanted, betas, ep.nudged, ep.protocol.clamps)
+                if ep.watch and ep.batches % ep.watch == 1 % ep.watch and not ep.protocol.clamps:
+                    ep.last.jumped = find_jumps(free, ctx.nudged, wanted, betas)
         return cost.mean()
 
     @staticmethod
@@ -161,8 +171,8 @@ class _Equilibrate(torch.autograd.Function):
         values = dict(zip(ctx.names, ctx.saved_tensors, strict=True))
         needed = [name for name, need in zip(ctx.names, ctx.needs_input_grad[4:], strict=True) if need]
         model = ctx.free.problem.model
-        if ctx.exact:
-            exact = implicit_gradient(ctx.free.problem, ctx.free.states, ctx.targets)
+        if ctx.reference is not None:
+            exact = ctx.reference(ctx.free.problem, ctx.free.states, ctx.targets)
             found = {name: exact[name] * scale for name in needed}
         else:
             found = _contrast(ctx, needed, scale)

@@ -38,6 +38,7 @@ class Problem:
         fixed: the fields that don't change during a relaxation; worked out here if not given.
         targets: by name, [rows, *node]; for a nudged problem.
         beta: nudge of every row, [rows], or `None` for the free problem.
+        parameters: by name, in place of those of the model.
     """
 
     phases = 1
@@ -51,9 +52,10 @@ class Problem:
         fixed: dict[str, dict[int, Tensor]] | None = None,
         targets: State | None = None,
         beta: Tensor | None = None,
+        parameters: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.model, self.clamped, self.rows = model, clamped, rows
-        self.parameters = model.tensors
+        self.parameters = model.tensors if parameters is None else parameters
         self.targets, self.beta = targets or {}, beta
         self.fixed = fixed if fixed is not None else self._fixed_fields()
 
@@ -78,6 +80,7 @@ class Problem:
             },
             {name: repeat(value, phases) for name, value in wanted.items()},
             self._betas(betas).repeat_interleave(self.rows),
+            self.parameters,
         )
 
     def rows_of(self, samples: Tensor) -> Tensor:
@@ -213,10 +216,10 @@ class Problem:
         """The nudge, shaped to broadcast over the states of a node."""
         return 0.0 if self.beta is None else self.beta.view(-1, *(1,) * len(self._shape(node)))
 
-    def step(self, state: Mapping[str, Tensor]) -> State:
+    def step(self, state: Mapping[str, Tensor], nodes: Iterable[str] | None = None) -> State:
         """The step that an exact update of each node would make; where there is none, the force by the curvature."""
         steps: State = {}
-        for name in self.model.free:
+        for name in self.model.free if nodes is None else nodes:
             domain = self.domain(name)
             if isinstance(self.solver(name), GradientOnly):
                 curvature = self.curvature(state, name)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import cmath
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -102,8 +103,8 @@ FAMILIES = {"holomorphic": holomorphic}
 _CALL = re.compile(r"(\w+)\((\d{1,4})\)")
 
 
-def find_protocol(name: str | Protocol) -> Protocol:
-    """The protocol of that name.
+def find_protocol(name: str | Protocol, others: Iterable[str] = ()) -> Protocol:
+    """The protocol of that name; `others` are names that would have been understood too.
 
     Raises:
         DeclarationError: if there is none.
@@ -114,6 +115,6 @@ def find_protocol(name: str | Protocol) -> Protocol:
     if call is not None and call[1] in FAMILIES:
         return FAMILIES[call[1]](int(call[2]))
     if name not in PROTOCOLS:
-        hint = did_you_mean(name, [*PROTOCOLS, *(f"{family}(4)" for family in FAMILIES)])
+        hint = did_you_mean(name, [*PROTOCOLS, *(f"{family}(4)" for family in FAMILIES), *others])
         raise DeclarationError(Fault(f"unknown protocol '{name}'", hint, ("protocol",), value=str(name)))
     return PROTOCOLS[name]

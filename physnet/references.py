@@ -1,111 +1,102 @@
-"""Reference gradients: exact, slow, and made without any of the machinery that they judge.
+"""Reference gradients by name: what the estimates of protocols are compared with.
 
-    dL/dtheta = dC/dtheta + d^2E/dtheta ds . delta,     (d^2E/ds^2) delta = -dC/ds     on the free coordinates
-
-The implicit gradient of L = C(s*) at the equilibrium s*. Coordinates that a bound holds in place don't respond. Only
-the energy and the cost are used, by double differentiation; the linear system is solved by conjugate gradients, per
-sample.
+A reference works out dL/dtheta of the mean cost at a free equilibrium from derivatives that no local rule has. It
+stands wherever a protocol stands, as `implicit` or, with arguments, as `truncated_backprop(40)`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import ast
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from physnet.errors import DeclarationError, Fault
+from physnet.protocols import Protocol, find_protocol
 
-from physnet.errors import RelaxationError
-from physnet.problem import Problem
-
-MAX_ITERATIONS = 5000
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-def implicit_gradient(
-    problem: Problem, state: Mapping[str, Tensor], targets: Mapping[str, Tensor], tolerance: float | None = None
-) -> dict[str, Tensor]:
-    """The gradient of the mean cost at a free equilibrium, for every parameter and, under its name, every input.
+@dataclass(frozen=True)
+class Reference:
+    """One way to a gradient that is right in a limit.
 
     Arguments:
-        problem: the free problem of a batch.
-        state: its equilibrium, well converged.
-        targets: by name.
-        tolerance: relative residual of the linear solve; 1e-12 in float64, 1e-6 in float32.
+        name: what declarations call it.
+        idea: what it does, for people.
+        function: `function(problem, state, targets, **arguments)` gives the gradient of the mean cost for every
+            parameter and every clamped state, by name; or where to find it, as `package.module:function`, so that it is
+            imported when it is first needed.
+        arguments: whole numbers, at least 1, by name in the order in which a declaration gives them; here the defaults.
+    """
+
+    name: str
+    idea: str
+    function: str | Callable[..., dict[str, Tensor]]
+    arguments: Mapping[str, int] = field(default_factory=dict)
+
+    def __call__(self, *batch: object) -> dict[str, Tensor]:
+        function = pkgutil.resolve_name(self.function) if isinstance(self.function, str) else self.function
+        return function(*batch, **self.arguments)
+
+    def __str__(self) -> str:
+        given = ", ".join(map(str, self.arguments.values()))
+        return f"{self.name}({given})" if given else self.name
+
+
+REFERENCES: dict[str, Reference] = {
+    reference.name: reference
+    for reference in (
+        Reference("implicit", "exact: the linear response, by conjugate gradients", "physnet.implicit:gradient"),
+        Reference(
+            "recurrent_backprop",
+            "exact once converged: the adjoint of a sweep, iterated to its fixed point",
+            "physnet.unrolled:recurrent_backprop",
+        ),
+        Reference(
+            "truncated_backprop",
+            "backpropagation through the last sweeps, such as truncated_backprop(40)",
+            "physnet.unrolled:truncated_backprop",
+            {"steps": 40},
+        ),
+    )
+}
+"""References by name. A new one is an entry here."""
+
+
+def find_method(name: str | Protocol | Reference) -> Protocol | Reference:
+    """The protocol or the reference of that name.
 
     Raises:
-        RelaxationError: if the state is not a minimum of the energy, or the linear solve doesn't converge.
+        DeclarationError: if there is none, or if its arguments don't fit.
     """
-    model = problem.model
-    wanted = model.as_targets(targets, problem.rows)
-    force = problem.force(state)
-    moving = {name: _unheld(problem, name, value, force[name]) for name, value in state.items()}
-    variables = {name: value.detach().requires_grad_() for name, value in state.items()}
-    clamped = {name: value.detach().requires_grad_() for name, value in problem.clamped.items()}
-    parameters = {name: value.detach().requires_grad_() for name, value in problem.parameters.items()}
-    with torch.enable_grad():
-        full = {**clamped, **variables}
-        cost = model.functions["cost"](parameters, full, wanted).sum()
-        energy = model.functions["energy"](parameters, full).sum()
-        slopes = torch.autograd.grad(energy, list(variables.values()), create_graph=True, materialize_grads=True)
-    downhill = torch.autograd.grad(cost, list(variables.values()), retain_graph=True, materialize_grads=True)
-    masks = [moving[name] for name in variables]
-
-    def hessian(vector: list[Tensor]) -> list[Tensor]:
-        product = torch.autograd.grad(
-            slopes, list(variables.values()), vector, retain_graph=True, materialize_grads=True
-        )
-        return [p * mask for p, mask in zip(product, masks, strict=True)]
-
-    right = [-slope * mask for slope, mask in zip(downhill, masks, strict=True)]
-    epsilon = tolerance or (1e-12 if problem.like.dtype == torch.float64 else 1e-6)
-    delta = _conjugate_gradients(hessian, right, epsilon)
-    names = [*parameters, *clamped]
-    leaves = [*parameters.values(), *clamped.values()]
-    response = torch.autograd.grad(slopes, leaves, delta, retain_graph=True, allow_unused=True, materialize_grads=True)
-    direct = torch.autograd.grad(cost, leaves, allow_unused=True, materialize_grads=True)
-    return {name: (a + b) / problem.rows for name, a, b in zip(names, response, direct, strict=True)}
+    if isinstance(name, Protocol | Reference):
+        return name
+    head = name.partition("(")[0].strip()
+    if head not in REFERENCES:
+        return find_protocol(name, REFERENCES)
+    reference = REFERENCES[head]
+    return reference if head == name.strip() else replace(reference, arguments=_arguments(reference, name))
 
 
-def _unheld(problem: Problem, node: str, x: Tensor, force: Tensor) -> Tensor:
-    """1 where a unit follows a small change of its force, 0 where a bound holds it."""
-    lo, hi = problem.domain(node).bounds(x)
-    # by where the force leads and not by where the unit is: integrators may end a rounding error away from a bound
-    held = ((x + force <= lo) & (force < 0)) | ((x + force >= hi) & (force > 0))
-    return (~held).to(x.dtype)
+def protocol_of(method: Protocol | Reference) -> Protocol:
+    """The method itself or, for a reference, the protocol that leads to it as beta vanishes."""
+    return find_protocol("centered") if isinstance(method, Reference) else method
 
 
-def _dot(a: list[Tensor], b: list[Tensor]) -> Tensor:
-    """The inner product of every row, over all nodes."""
-    return sum((x * y).flatten(1).sum(1) for x, y in zip(a, b, strict=True))  # pyright: ignore[reportReturnType]
-
-
-def _per_row(scale: Tensor, vector: list[Tensor]) -> list[Tensor]:
-    return [scale.view(-1, *(1,) * (v.dim() - 1)) * v for v in vector]
-
-
-def _conjugate_gradients(product, right: list[Tensor], tolerance: float) -> list[Tensor]:
-    """Solve H x = right for every row at once."""
-    x = [torch.zeros_like(v) for v in right]
-    residual, direction = list(right), list(right)
-    size = _dot(residual, residual)
-    goal = tolerance**2 * size
-    for _ in range(MAX_ITERATIONS):
-        active = size > goal
-        if not bool(active.any()):
-            return x
-        image = product(direction)
-        bend = _dot(direction, image)
-        if bool((bend[active] <= 0).any()):
-            raise RelaxationError(
-                "the free state is not a minimum of the energy, so it has no implicit gradient: "
-                "relax to a lower tolerance, or from another initial state"
-            )
-        stride = torch.where(active, size / torch.where(active, bend, 1.0), 0.0)
-        x = [a + b for a, b in zip(x, _per_row(stride, direction), strict=True)]
-        residual = [a - b for a, b in zip(residual, _per_row(stride, image), strict=True)]
-        new = _dot(residual, residual)
-        ratio = torch.where(active, new / torch.where(active, size, 1.0), 0.0)
-        direction = [a + b for a, b in zip(residual, _per_row(ratio, direction), strict=True)]
-        size = torch.where(active, new, size)
-    raise RelaxationError(
-        f"the linear response did not converge in {MAX_ITERATIONS} iterations: the free state is close to a bifurcation"
-    )
+def _arguments(reference: Reference, text: str) -> dict[str, int]:
+    known, given = list(reference.arguments), dict(reference.arguments)
+    try:
+        call = ast.parse(text.strip(), mode="eval").body if len(text) <= 500 else None
+        if isinstance(call, ast.Call) and len(call.args) <= len(known):
+            named = [(str(item.arg), item.value) for item in call.keywords]
+            values = {key: ast.literal_eval(value) for key, value in [*zip(known, call.args, strict=False), *named]}
+            if all(key in known and type(value) is int and value >= 1 for key, value in values.items()):
+                return given | values
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        pass
+    usage = f"{reference.name}({', '.join(f'{key}={value}' for key, value in given.items())})"
+    hint = f"it takes whole numbers, at least 1: {usage}" if known else f"write {reference.name}"
+    raise DeclarationError(Fault(f"wrong arguments in '{text[:80]}'", hint, ("protocol",), value=text[:200]))

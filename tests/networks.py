@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import sympy as sp
 import torch
+from scipy.special import erf
 from torch import Tensor
 
 from physnet.energy import Energy
@@ -72,6 +73,7 @@ NUMPY = {
     "softplus": lambda x: np.logaddexp(x, 0),
     "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
     "log_cosh": lambda x: np.logaddexp(x, -x) - np.log(2),
+    "erf": erf,
     "step": lambda x: np.heaviside(x, 0),
 }
 
