@@ -16,7 +16,7 @@ from physnet.errors import DeclarationError, Fault
 from physnet.problem import Problem, State
 from physnet.randomness import stream
 from physnet.relaxation import Equilibrium, Integrator, StoppingRule, integrator
-from physnet.vectors import Vector, Vectors, dot, falls, not_real
+from physnet.vectors import FAR, LOST, Vector, Vectors, dot, falls, not_real
 
 FIRST_RATE = 1e-2
 CHANGE = 10.0
@@ -67,7 +67,7 @@ class Descent(Integrator):
 
     def relax(self, problem: Problem, state: State, rule: StoppingRule) -> Equilibrium:
         vectors = Vectors(problem, state)
-        s = vectors.pack(state)
+        start = s = vectors.pack(state)
         rate = self.rate
         walk = _Adaptive(vectors, s) if rate is None else _Euler(vectors, rate, self._kicks(s))
         noisy = (self.annealing or rule.max_sweeps) if self.noise else 0
@@ -81,6 +81,7 @@ class Descent(Integrator):
             if sweep == rule.max_sweeps or (sweep >= next_check and sweep > noisy):
                 residual = torch.where(active, rule.residual(vectors.unpack(s)), residual)
                 active = ~(residual <= rule.tolerance)
+                vectors.check_bounded(start, s, LOST if bool(active.any()) else FAR)
                 next_check = sweep + min(EVERY, 1 + sweep // EVERY)
                 if not bool(active.any()) or not bool(torch.isfinite(residual).all()):
                     break

@@ -49,7 +49,8 @@ class FixedPoint(Integrator):
         return not_real(problem) or Blocks.refusal(problem)
 
     def relax(self, problem: Problem, state: State, rule: StoppingRule) -> Equilibrium:
-        return leave_saddles(self._iterate(problem, state, rule), lambda below: Blocks().relax(problem, below, rule))
+        result = self._iterate(problem, state, rule)
+        return leave_saddles(result, state, lambda below: Blocks().relax(problem, below, rule))
 
     def _iterate(self, problem: Problem, state: State, rule: StoppingRule) -> Equilibrium:
         vectors = Vectors(problem, state)
@@ -58,7 +59,8 @@ class FixedPoint(Integrator):
         sweeps = torch.zeros(problem.rows, dtype=torch.int64, device=s.device)
         step, residual = _synchronous(vectors, s, rule)
         for _ in range(rule.max_sweeps):
-            active = ~(residual <= rule.tolerance)
+            # a relative residual never calls a point at zero reached, but steps as faint as this are running into it
+            active = ~(residual <= rule.tolerance) & (step.abs().amax(1) > torch.finfo(s.dtype).eps ** 2)
             if not bool(active.any()) or not bool(torch.isfinite(residual).all()):
                 break
             s = torch.where(active[:, None], vectors.project(s + mixing(s, step)), s)

@@ -17,7 +17,7 @@ from torch import Tensor
 from physnet.problem import Problem, State
 from physnet.relaxation import Equilibrium, Integrator, StoppingRule, integrator
 from physnet.stability import leave_saddles
-from physnet.vectors import Vector, Vectors, falls, not_real
+from physnet.vectors import FAR, Vector, Vectors, falls, not_real
 
 LARGEST = 2000
 """Units of a sample up to which a dense Hessian is reasonable."""
@@ -43,11 +43,11 @@ class Newton(Integrator):
         return not_real(problem)
 
     def relax(self, problem: Problem, state: State, rule: StoppingRule) -> Equilibrium:
-        return leave_saddles(self._solve(problem, rule, state), partial(self._solve, problem, rule))
+        return leave_saddles(self._solve(problem, rule, state), state, partial(self._solve, problem, rule))
 
     def _solve(self, problem: Problem, rule: StoppingRule, state: State) -> Equilibrium:
         vectors = Vectors(problem, state)
-        s = vectors.pack(state)
+        start = s = vectors.pack(state)
         residual = rule.residual(state)
         sweeps = torch.zeros(problem.rows, dtype=torch.int64, device=s.device)
         for _ in range(rule.max_sweeps):
@@ -55,6 +55,7 @@ class Newton(Integrator):
             new = torch.where(active[:, None], _downhill(vectors, s, *_direction(vectors, s)), s)
             sweeps += active
             stuck, s = bool((new == s).all()), new
+            vectors.check_bounded(start, s, FAR)
             residual = torch.where(active, rule.residual(vectors.unpack(s)), residual)
             if stuck or not bool(torch.isfinite(residual).all()):
                 break

@@ -25,18 +25,19 @@ ROUNDS = 4
 STRIDES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
 
-def leave_saddles(result: Equilibrium, descend: Callable[[State], Equilibrium]) -> Equilibrium:
-    """The result, with every row that has converged to a saddle moved to a minimum below it.
+def leave_saddles(result: Equilibrium, start: State, descend: Callable[[State], Equilibrium]) -> Equilibrium:
+    """The result, with every row that is at a saddle moved to a minimum below it.
 
     Arguments:
         result: where a relaxation ended.
+        start: where it began, which says on which side of a saddle to go down.
         descend: relaxes from a state and never raises the energy of a row.
 
     Returns:
         Rows that still are at a saddle after several descents are not marked as converged.
     """
     for _ in range(ROUNDS):
-        saddle, below = below_saddles(result)
+        saddle, below = below_saddles(result, start)
         if not bool(saddle.any()):
             return result
         lower = descend(below)
@@ -49,12 +50,16 @@ def leave_saddles(result: Equilibrium, descend: Callable[[State], Equilibrium]) 
             sweeps=result.sweeps + torch.where(saddle, lower.sweeps, 0),
             converged=torch.where(saddle, lower.converged, result.converged),
         )
-    saddle, _ = below_saddles(result)
+    saddle, _ = below_saddles(result, start)
     return replace(result, converged=result.converged & ~saddle)
 
 
-def below_saddles(result: Equilibrium) -> tuple[Bool[Tensor, " rows"], State]:
-    """Which converged rows are saddles, and states a little way down from those."""
+def below_saddles(result: Equilibrium, start: State) -> tuple[Bool[Tensor, " rows"], State]:
+    """Which rows are at saddles, and states a little way down from those.
+
+    A row is examined if it has converged or if hardly any force is left: residuals are relative, so that a row that
+    runs into a saddle at zero never converges.
+    """
     vectors = Vectors(result.problem, result.states)
     s = vectors.pack(result.states)
     unmoved = result.states
@@ -63,19 +68,22 @@ def below_saddles(result: Equilibrium) -> tuple[Bool[Tensor, " rows"], State]:
     force = vectors.force(s)
     free = ~vectors.held(s, force)
     curvature, direction, largest = lowest_curvature(lambda v: torch.where(free, vectors.bend(s, v), 0), free, s)
-    suspect = result.converged & (curvature < -(torch.finfo(s.dtype).eps ** 0.5) * largest)
+    coarse, size = torch.finfo(s.dtype).eps ** 0.5, vectors.size(s)
+    still = (vectors.project(s + force) - s).abs().amax(1) <= coarse * size
+    suspect = (result.converged | still) & (curvature < -coarse * largest)
     saddle, below = torch.zeros_like(suspect), s
     if not bool(suspect.any()):
         return saddle, unmoved
     direction = direction / direction.abs().amax(1, keepdim=True).clamp_min(torch.finfo(s.dtype).tiny)
-    before, size = vectors.energy(s), vectors.size(s)
+    backward = dot(direction, vectors.pack(start) - s) < 0
+    direction = torch.where(backward[:, None], -direction, direction)
+    before = vectors.energy(s)
     noise = 16 * torch.finfo(s.dtype).eps * (1 + before.abs())
     for stride in STRIDES:  # the shortest move that leads down: a long one might pass over a barrier
-        trials = [vectors.project(s + sign * stride * size[:, None] * direction) for sign in (1, -1)]
-        drops = [before - vectors.energy(trial) for trial in trials]
-        trial = torch.where((drops[0] >= drops[1])[:, None], *trials)
-        found = suspect & ~saddle & (torch.maximum(*drops) > noise)
-        below, saddle = torch.where(found[:, None], trial, below), saddle | found
+        for move in (stride * size[:, None] * direction, -stride * size[:, None] * direction):
+            trial = vectors.project(s + move)
+            found = suspect & ~saddle & (before - vectors.energy(trial) > noise)
+            below, saddle = torch.where(found[:, None], trial, below), saddle | found
     return saddle, vectors.unpack(below)
 
 

@@ -6,9 +6,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from physnet.errors import RelaxationError
 from physnet.problem import Problem, State
 
 Vector = Float[Tensor, "rows units"]
+FAR, LOST = 1e2, 1e6
+"""Growth of a state at which an undiminished force means that there is no minimum: at rest, and on the way."""
 
 
 class Vectors:
@@ -58,6 +61,25 @@ class Vectors:
         stride = (torch.finfo(s.dtype).eps ** (1 / 3) * self.size(s))[:, None]
         return (self.force(s - stride * direction) - self.force(s + stride * direction)) / (2 * stride)
 
+    def check_bounded(self, start: Vector, s: Vector, growth: float) -> None:
+        """Raise `RelaxationError` if a row is far away from its start and still pulled as strongly as there.
+
+        Residuals are relative, so that a state that runs away along a constant force would pass for settled.
+        """
+        norm = torch.linalg.vector_norm(s, dim=1)
+        far = norm > growth * (1 + torch.linalg.vector_norm(start, dim=1))
+        if not bool(far.any()):
+            return
+        forces = {x: self.force(x) for x in (s, start)}
+        here, there = (torch.where(self.held(x, force), 0, force).norm(dim=1) for x, force in forces.items())
+        if bool((far & (here >= 0.9 * there)).any()):
+            reach = {name: float(value.abs().max()) for name, value in self.unpack(s).items()}
+            name = max(reach, key=lambda name: reach[name])
+            raise RelaxationError(
+                f"the state of '{name}' has run away to {reach[name]:.2g}, as the energy falls without bound: "
+                "add a term that confines it, reduce |beta|, or give the node a bounded domain"
+            )
+
 
 def dot(a: Vector, b: Vector) -> Float[Tensor, " rows"]:
     """The inner product of every row."""
@@ -86,4 +108,4 @@ def not_real(problem: Problem) -> str | None:
     return "its states are complex, so that the energy has no minimum" if problem.like.is_complex() else None
 
 
-__all__ = ["Vector", "Vectors", "dot", "falls", "not_real"]
+__all__ = ["FAR", "LOST", "Vector", "Vectors", "dot", "falls", "not_real"]
