@@ -31,6 +31,8 @@ EVALUATIONS = 20
 """Evaluations of the force that one sweep of `max_sweeps` stands for."""
 STAGE = 400
 """Evaluations after which a stage that has not met its goal goes on with smaller errors."""
+RESTARTS = 5
+"""How often an implicit method may give up, as where a unit meets its bound, before the relaxation does."""
 
 
 class _Leave(Exception):
@@ -65,15 +67,17 @@ class Flow(Integrator):
 
     def relax(self, problem: Problem, state: State, rule: StoppingRule) -> Equilibrium:
         field = _VectorField(problem, state, rule)
-        failure = None
+        failure, failures = None, 0
         while not field.finished():
             try:
                 (self._integrate_stiff if self.method in STIFF else self._integrate)(field)
             except _Leave:
                 field.next_stage()
             except (AssertionError, _Failure) as problem_of_solver:  # torchdiffeq raises the former
-                failure = str(problem_of_solver)
-                break
+                failure, failures = str(problem_of_solver), failures + 1
+                if failures > RESTARTS or isinstance(problem_of_solver, AssertionError):
+                    break
+                field.next_stage()
         states = problem.project(field.vectors.unpack(field.current))
         residual = rule.residual(states)
         converged = residual <= rule.tolerance
@@ -128,9 +132,11 @@ class Flow(Integrator):
             jac=jacobian,
             **({"lband": units - 1, "uband": units - 1} if self.method == "LSODA" else {}),
         )
-        while solver.status == "running":
-            message = solver.step()
-            field.event(current, as_state(solver.y))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            while solver.status == "running":
+                message = solver.step()
+                field.event(current, as_state(solver.y))
         raise _Failure(message)
 
 
