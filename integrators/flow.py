@@ -132,6 +132,7 @@ class Flow(Integrator):
             jac=jacobian,
             **({"lband": units - 1, "uband": units - 1} if self.method == "LSODA" else {}),
         )
+        message = None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             while solver.status == "running":

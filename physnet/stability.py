@@ -105,25 +105,30 @@ def lowest_curvature(
     basis = v[:, None]
     diagonal: list[Tensor] = []
     beside: list[Tensor] = []
-    steps = min(STEPS, like.shape[1])
-    for step in range(1, steps + 1):
+    for step in range(1, min(STEPS, like.shape[1]) + 1):
         w = product(v)
+        if step > 1:
+            basis = torch.cat([basis, v[:, None]], 1)
         diagonal.append(dot(v, w))
         for _ in range(2):  # once is not enough in floating point
             w = w - torch.einsum("rk,rku->ru", torch.einsum("rku,ru->rk", basis, w), basis)
         beside.append(torch.linalg.vector_norm(w, dim=1))
-        if step % CHECK_EVERY == 0 or step == steps:
-            matrix = torch.diag_embed(torch.stack(diagonal, 1))
-            off = torch.diag_embed(torch.stack(beside, 1)[:, :-1], 1)
-            values, modes = torch.linalg.eigh(matrix + off + off.mT)
+        if step % CHECK_EVERY == 0:
+            values, modes = _tridiagonal(diagonal, beside)
             error = (beside[-1] * modes[:, -1, 0]).abs()
             if bool((error < 0.1 * values[:, 0].abs()).all()):
                 break
         scale = torch.stack(diagonal, 1).abs().amax(1)
         v = _unit(w, torch.finfo(w.dtype).eps ** 0.5 * scale)
-        basis = torch.cat([basis, v[:, None]], 1)
-    direction = torch.einsum("rk,rku->ru", modes[:, :, 0], basis[:, : modes.shape[1]])
-    return values[:, 0], direction, values.abs().amax(1)
+    values, modes = _tridiagonal(diagonal, beside)
+    return values[:, 0], torch.einsum("rk,rku->ru", modes[:, :, 0], basis), values.abs().amax(1)
+
+
+def _tridiagonal(diagonal: list[Tensor], beside: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Eigenvalues and eigenvectors of the Hessian within the Krylov space, per row."""
+    off = torch.diag_embed(torch.stack(beside, 1)[:, :-1], 1)
+    values, modes = torch.linalg.eigh(torch.diag_embed(torch.stack(diagonal, 1)) + off + off.mT)
+    return values, modes
 
 
 def _unit(v: Vector, floor: Tensor | float) -> Vector:

@@ -171,17 +171,17 @@ def test_adaptive_descent_never_raises_the_energy(seed: int, energy: str) -> Non
 @pytest.mark.parametrize("rate", [0.02, 0.5])
 def test_noise_has_the_variance_of_its_temperature(rate: float) -> None:
     """s' = (1 - rate c) s + noise xi has variance noise^2 / (rate c (2 - rate c)): T/c at small rates."""
-    curvature, noise, rows = torch.tensor([0.5, 1.5]), 0.1, 40_000
+    curvature, noise, rows = torch.tensor([0.5, 1.5]), 0.1, 20_000
     energy = Energy(node="c*x**2/2", parameters={"c": {"on": "node"}})
     model = compile_energy(EnergyGraph(energy).state("x", 2))
     with torch.no_grad():
         model.tensors["x.c"].copy_(curvature)
     options = {"rate": rate, "noise": noise}
     with pytest.warns(RelaxationWarning):
-        result = relax(model, Relaxation("descent", max_sweeps=int(10 / rate), options=options), rows=rows)
+        result = relax(model, Relaxation("descent", max_sweeps=int(6 / rate), options=options), rows=rows)
     expected = noise**2 / (rate * curvature * (2 - rate * curvature))
-    # the sample variance of n normal numbers scatters by sqrt(2/n), here 0.7 %
-    assert torch.allclose(result["x"].var(0), expected, rtol=0.035)
+    # the sample variance of n normal numbers scatters by sqrt(2/n), here 1 %
+    assert torch.allclose(result["x"].var(0), expected, rtol=0.04)
     assert bool((result["x"].mean(0).abs() < 5 * (expected / rows).sqrt()).all())
     if rate < 0.1:
         assert torch.allclose(result["x"].var(0), noise**2 / (2 * rate) / curvature, rtol=0.05)
@@ -255,26 +255,37 @@ def test_a_corner_with_negative_curvature_may_be_a_minimum() -> None:
         assert bool(result.converged.all())
 
 
-def test_a_deep_network_ends_at_a_minimum() -> None:
+def lowest_eigenvalue(result: Equilibrium, row: int) -> float:
+    """Of the Hessian of one sample, by automatic differentiation of the energy."""
+    sizes = [value[row].numel() for value in result.states.values()]
+
+    def energy(s: Tensor) -> Tensor:
+        pieces = zip(result.states, s.split(sizes), strict=True)
+        full = {name: piece.expand(result.problem.rows, -1) for name, piece in pieces}
+        return result.problem.energy(full)[row]
+
+    at = torch.cat([value[row].flatten() for value in result.states.values()])
+    return float(torch.linalg.eigvalsh(torch.autograd.functional.hessian(energy, at).detach()).min())  # pyright: ignore
+
+
+def test_a_deep_network_ends_at_a_minimum(monkeypatch: pytest.MonkeyPatch) -> None:
     """Mixing takes deep nets to the saddle near zero; what is returned has no direction down, in any sample."""
     graph = EnergyGraph("hopfield-smooth").input("n0", 6)
     for index in range(1, 5):
         graph.state(f"n{index}", 6).couple(f"n{index - 1}", f"n{index}", parameters={"w": {"gain": 2.5}})
     model = compile_energy(graph, seed=4)
-    x = 0.01 * torch.rand(8, 6)
-    result = relax(model, Relaxation("fixed_point", max_sweeps=5000), n0=x)
-    assert bool(result.converged.all())
-    for row in range(8):
-        states = {name: value[row : row + 1] for name, value in result.states.items()}
-        hessian = torch.autograd.functional.hessian(
-            lambda s, row=row, states=states: (
-                model.problem(n0=x[row : row + 1])
-                .energy({name: part.view(1, 6) for name, part in zip(states, s.split(6), strict=True)})
-                .sum()
-            ),
-            torch.cat([value.flatten() for value in states.values()]),
-        )
-        assert torch.linalg.eigvalsh(hessian).min() > -1e-6  # pyright: ignore
+    x = 0.01 * torch.rand(3, 6, generator=torch.Generator().manual_seed(1))
+    mixed: list[Equilibrium] = []
+    leave = fixed_point.leave_saddles
+    monkeypatch.setattr(fixed_point, "leave_saddles", lambda first, *rest: mixed.append(first) or leave(first, *rest))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RelaxationWarning)  # one sample wanders, and says so
+        result = relax(model, Relaxation("fixed_point", max_sweeps=400), n0=x)
+    saddles = [row for row in range(3) if mixed[0].converged[row] and lowest_eigenvalue(mixed[0], row) < -0.1]
+    assert saddles
+    assert bool(result.converged[saddles].all())
+    for row in range(3):
+        assert not result.converged[row] or lowest_eigenvalue(result, row) > 0
 
 
 @given(st.integers(1, 20), st.integers(0, 10**6))
