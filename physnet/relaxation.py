@@ -386,6 +386,12 @@ def _judge(result: Equilibrium, rule: StoppingRule, quiet: bool) -> None:
             )
     if not bool(torch.isfinite(result.residual).all()):
         _blame_data(result.problem)
+        for node, value in result.problem.step(result.states).items():
+            if bool(torch.isinf(value).any()):
+                raise RelaxationError(
+                    f"the exact update of '{node}' is not finite: look for energies that fall without bound, "
+                    "reduce |beta|, or give the node a bounded domain"
+                )
         force = result.problem.force(result.states)
         lost = [node for node, value in force.items() if not bool(torch.isfinite(value).all())]
         what = f"force on '{lost[0]}'" if lost else "residual"

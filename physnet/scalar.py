@@ -12,7 +12,9 @@ from physnet.domains import Domain
 from physnet.errors import RelaxationError
 
 States = Num[Tensor, " rows *node"]
-MAX_ITERATIONS = 60
+MAX_ITERATIONS = 100
+TRUSTED = 8
+"""Newton steps after which they have to halve each time: along an exponential all of them are equally long."""
 
 
 def reciprocal(curvature: Tensor | float, node: str) -> Tensor | float:
@@ -60,8 +62,9 @@ def minimise(
 
     Newton's method inside a bracket [a, b] with E'(a) <= 0 <= E'(b). Where the curvature is negative or a Newton step
     is large, the step is one that grows; where a step leaves the bracket, it is a bisection, or lands on the bound of
-    the domain. A unit whose energy would have risen stays; one that finds no minimum, or leaves the region in which its
-    energy is defined, becomes infinite or NaN.
+    the domain. Newton steps that don't shrink, as on the far slope of an exponential, give way to such steps too. A
+    unit whose energy would have risen stays; one that finds no minimum, or leaves the region in which its energy is
+    defined, becomes infinite or NaN.
 
     Arguments:
         energy: E(x), elementwise; `None` for a small displacement, which stays in its well.
@@ -77,8 +80,9 @@ def minimise(
     x, reach = start, torch.full_like(start, 0.5)
     end = change = torch.zeros_like(start)
     a_seen, b_seen = (torch.zeros_like(start, dtype=torch.bool) for _ in range(2))
-    tolerance = 4 * torch.finfo(start.dtype).eps
-    for _ in range(MAX_ITERATIONS):
+    # a displacement has no scale of its own: only its relative change tells that it has arrived
+    tolerance, unit = (4 * torch.finfo(start.dtype).eps, 1) if energy else (16 * torch.finfo(start.dtype).eps, 0)
+    for iteration in range(MAX_ITERATIONS):
         slope, curvature = (torch.as_tensor(value, dtype=x.dtype, device=x.device) for value in slopes(x))
         uphill = slope > 0
         a, b = torch.where(uphill, a, x), torch.where(uphill, x, b)
@@ -86,6 +90,8 @@ def minimise(
         # steps are bounded, so that a flat spot can't throw a unit over a barrier into another well
         newton = x - slope / torch.where(curvature > 0, curvature, 1.0)
         usable = (curvature > 0) & ((newton - x).abs() <= 2 * reach)
+        if iteration > TRUSTED:
+            usable &= (newton - x).abs() <= torch.maximum(change / 2, tolerance * (unit + x.abs()))
         step = torch.where(usable, newton, torch.where(uphill, x - reach, x + reach))
         reach = torch.where(usable, reach, 2 * reach)
         # a step that passes an end of the bracket lands on it the first time, when it is a bound of the domain
@@ -94,11 +100,11 @@ def minimise(
         step = torch.where(beyond, torch.where(seen, (x + end) / 2, end), step)
         step = torch.where(slope == 0, x, step)
         change, x = (step - x).abs(), step
-        if bool((change <= tolerance * (1 + x.abs())).all()):
+        if bool((change <= tolerance * (unit + x.abs())).all()):
             break
     else:
         # still running towards an end that isn't there
-        x = torch.where(torch.isinf(end) & (change > tolerance * (1 + x.abs())), end, x)
+        x = torch.where(torch.isinf(end) & (change > tolerance * (unit + x.abs())), end, x)
     if energy is None:
         return x
     noise = 8 * torch.finfo(start.dtype).eps
@@ -110,12 +116,12 @@ def minimise(
 def _stationary(slopes: Callable[[Tensor], tuple[Tensor | float, Tensor | float]], start: States) -> States:
     """The complex x near `start` with E'(x) = 0: Newton's method, since a complex energy has no minimum."""
     x = start
-    tolerance = 4 * torch.finfo(start.dtype).eps
+    tolerance = 16 * torch.finfo(start.dtype).eps
     for _ in range(MAX_ITERATIONS):
         slope, curvature = slopes(x)
         step = slope / curvature
         x = x - step
-        if bool((torch.as_tensor(step).abs() <= tolerance * (1 + x.abs())).all()):
+        if bool((torch.as_tensor(step).abs() <= tolerance * x.abs()).all()):
             break
     return x
 

@@ -15,7 +15,7 @@ from physnet.graph import EnergyGraph
 from physnet.model import EnergyModel, compile_energy
 from physnet.relaxation import Relaxation
 
-ENTRIES = ("hopfield", "hopfield-smooth", "resistive", "xy")
+ENTRIES = ("hopfield", "hopfield-smooth", "resistive", "resistive-diodes", "xy")
 TIGHT = Relaxation(tolerance=1e-12, max_sweeps=500)
 TIGHT_NUDGED = Relaxation(tolerance=1e-9, max_sweeps=500)
 
@@ -24,12 +24,14 @@ NODES: dict[str, dict[str, Any]] = {
     "hopfield": {"b": {"init": "uniform(0.3, 0.6)"}},
     "hopfield-smooth": {"b": {"init": "normal(0, 0.5)"}},
     "resistive": {"i": {"init": "normal(0, 0.1)"}},
+    "resistive-diodes": {"i": {"init": "normal(0, 0.1)"}},
     "xy": {"h": {"init": "normal(1, 0.2)"}},
 }
 EDGES: dict[str, dict[str, Any]] = {
     "hopfield": {"w": {"gain": 0.5}},
     "hopfield-smooth": {"w": {"gain": 0.7}},
     "resistive": {"g": {"init": "gain*uniform(0.5, 1.5)"}},
+    "resistive-diodes": {"g": {"init": "gain*uniform(0.5, 1.5)"}},
     "xy": {"w": {"gain": 0.4}},
 }
 

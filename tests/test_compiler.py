@@ -36,17 +36,21 @@ def randomise(model: EnergyModel, seed: int) -> EnergyModel:
     return model
 
 
+# randomised parameters would reverse the diodes' constants, and energies would fall without bound
+SUBSTRATES = [name for name in ENTRIES if name != "resistive-diodes"]
+
+
 @st.composite
 def graphs(draw: Any) -> tuple[EnergyGraph, int]:
     """A chain with skip edges, of mixed substrates, shapes, connections and parameter shapes."""
-    graph = EnergyGraph(draw(st.sampled_from(ENTRIES)))
+    graph = EnergyGraph(draw(st.sampled_from(SUBSTRATES)))
     names = ["n0", "n1", "n2", "n3"][: draw(st.integers(2, 4))]
     for index, name in enumerate(names):
         shape = draw(st.sampled_from(SHAPES))
         if index == 0:
             graph.input(name, shape, encode=draw(st.sampled_from([[], ["x", "-x"], ["tanh(2*x)"]])))
             continue
-        entry = draw(st.sampled_from(ENTRIES))
+        entry = draw(st.sampled_from(SUBSTRATES))
         key = {"resistive": "i", "xy": "h"}.get(entry, "b")
         options: dict[str, Any] = {
             "energy": entry,
@@ -60,7 +64,7 @@ def graphs(draw: Any) -> tuple[EnergyGraph, int]:
         for pre in range(post):
             if pre != post - 1 and not draw(st.booleans()):
                 continue
-            entry = draw(st.sampled_from(ENTRIES))
+            entry = draw(st.sampled_from(SUBSTRATES))
             ends = [names[pre], names[post]] if draw(st.booleans()) else [names[post], names[pre]]
             same = graph.node(ends[0]).shape == graph.node(ends[1]).shape
             connection = draw(st.sampled_from(["dense", "identity"])) if same else "dense"
