@@ -177,7 +177,7 @@ class _Progress:
 
     def plan(self, sweep: int, distance: float, rate: float) -> None:
         """When to measure again, and by how much to over-relax until then."""
-        if not 0 < rate < 1:
+        if not (0 < rate < 1 and math.isfinite(distance)):
             return
         # while a signal still travels the residual hardly falls, which foretells nothing: never go far beyond what has
         # been swept already
