@@ -27,7 +27,7 @@ from physnet.elements import (
     specialise,
     unused,
 )
-from physnet.energy import FORMAT, Energy, load_energy, parse_encoding, undeclared
+from physnet.energy import FORMAT, Energy, load_energy, parse_encoding, parse_time_constant, undeclared
 from physnet.errors import DeclarationError, Fault, ShapeError, located
 from physnet.expressions import names, parse, write
 from physnet.parameters import ParameterSpec
@@ -66,8 +66,8 @@ class EnergyGraph:
 
         Arguments:
             shape: number of units, or the shape with channels first.
-            options: `energy` (another energy), `term` (its own node term), `domain`, and `parameters`: changes to
-                declared parameters, or new ones, by name.
+            options: `energy` (another energy), `term` (its own node term), `domain`, `tau` (its time constant), and
+                `parameters`: changes to declared parameters, or new ones, by name.
         """
         return self._add(name, shape, "state", **options)
 
@@ -135,6 +135,7 @@ class EnergyGraph:
         domain: Any = None,
         parameters: Mapping[str, Any] | None = None,
         encode: Any = None,
+        tau: float | None = None,
     ) -> EnergyGraph:
         path = ("nodes", name)
         check_name(name, path)
@@ -154,7 +155,8 @@ class EnergyGraph:
             located((*path, "domain"), lambda: lives.check(data_shape))
             overridden = set(parameters or ())
             used = {key: spec for key, spec in specs.items() if key in names(written) or key in overridden}
-            node = Node(name, data_shape, data_shape, role, written, lives, used)
+            constant = base.tau if tau is None else located((*path, "tau"), lambda: parse_time_constant(tau))
+            node = Node(name, data_shape, data_shape, role, written, lives, used, tau=constant)
         self.network.add_node(name, node=node)
         return self
 
@@ -277,6 +279,8 @@ class EnergyGraph:
         if not node.free:
             return result | {"encode": [write(item) for item in node.encode]}
         result["domain"] = node.domain.declaration()
+        if node.tau != self.energy.tau:
+            result["tau"] = node.tau
         if node.term != self.energy.node:
             result["term"] = write(node.term)
         changed = self._changed(node.parameters)

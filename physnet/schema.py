@@ -31,6 +31,9 @@ _Domain = Annotated[
         type=["string", "array", "object"], description="real, nonnegative, nonpositive, circle, [lo, hi], or parts"
     ),
 ]
+_TimeConstant = Annotated[
+    Any, _shown(type="number", exclusiveMinimum=0, description="time constant: tau dx/dt = -dF/dx, 1 by default")
+]
 _Energy = Annotated[
     Any,
     _shown(type=["string", "object"], description="an entry of the catalogue, or node, coupling, domain, parameters"),
@@ -55,6 +58,7 @@ class NodeSchema(_Strict):
     encode: _Encoding = None
     energy: _Energy = None
     term: _Expression = None
+    tau: _TimeConstant = None
     parameters: _Parameters = None
 
 
