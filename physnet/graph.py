@@ -6,6 +6,7 @@ A graph is a declaration and holds no numbers. `compile_energy` turns it into a 
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -316,6 +317,12 @@ class EnergyGraph:
 
     def __hash__(self) -> int:
         return hash(self.digest)
+
+    def _repr_html_(self) -> str:
+        return importlib.import_module("physnet.notebook").html(self)
+
+    def _repr_markdown_(self) -> str:
+        return importlib.import_module("physnet.notebook").markdown(self)
 
     def __repr__(self) -> str:
         nodes = ", ".join(f"{node.name}{list(node.shape)}" for node in self.nodes())

@@ -2,8 +2,8 @@
 
     tau dx/dt = -dF/dx   within the domain
 
-A unit at a bound that its force pushes outwards stays there; everything else moves with the velocity that the energy and
-the time constants give. Integrators of `relax` are free to take any way to an equilibrium; this is the way of the device.
+A unit at a bound that its force pushes outwards stays there; everything else moves with the velocity that energy and
+time constants give. Integrators of `relax` may take any way to an equilibrium; this is the way that the device takes.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ class Simulation:
     """How to simulate.
 
     Arguments:
-        duration: how long, in the unit of time that the declaration's `tau` uses; `None` until every sample has settled,
-            but at most 1000 of the largest time constants.
-        times: how many times to record, equally spaced from 0 to the end; at least 2. Without a duration each stretch of
-            the simulation has as many, and each is as long as all before it.
+        duration: how long, in the unit of time that the declaration's `tau` uses; `None` until every sample has
+            settled, but at most 1000 of the largest time constants.
+        times: how many times to record, equally spaced from 0 to the end; at least 2. Without a duration each stretch
+            of the simulation has as many, and each is as long as all before it.
         initial: where the states start: `zero`, `forward` or `random`, as in `Relaxation`.
         within: a sample has settled once it stays nearer to its equilibrium than this share of the way there.
         accuracy: error that a step may make, relative to the way gone and to the steps that exact updates would make.
@@ -240,14 +240,11 @@ class _Motion:
         if self.evaluations > self.settings.max_evaluations:
             raise self._failure(f"{self.settings.max_evaluations} evaluations of the force were not enough", time)
         state = self.state(moved)
-        return self._pack(
-            {
-                name: self.problem.domain(name).admissible(
-                    state[name], force.expand_as(state[name]) * (self.unit / self.tau[name])
-                )
-                for name, force in self.problem.force(state).items()
-            }
-        )
+        velocity: State = {}
+        for name, force in self.problem.force(state).items():
+            unbounded = force.expand_as(state[name]) * (self.unit / self.tau[name])
+            velocity[name] = self.problem.domain(name).admissible(state[name], unbounded)
+        return self._pack(velocity)
 
     def integrate(self, times: Tensor) -> Tensor:
         """Displacements at these times, [times, rows, units]; goes on from where the last call ended."""
