@@ -77,7 +77,7 @@ def _write(figure: Figure, to: Path | io.BytesIO, kind: str) -> None:
 def layers(graph: EnergyGraph) -> dict[str, int]:
     """The layer of every node: the longest way from an input, over edges that don't lead back."""
     directed = nx.DiGraph()
-    directed.add_nodes_from(sorted((node.name for node in graph.nodes()), key=lambda name: graph.node(name).free))
+    directed.add_nodes_from(node.name for node in sorted(graph.nodes(), key=lambda node: node.free))
     for edge in graph.edges():  # a coupling acts both ways: what is declared towards an input still starts there
         ends = (edge.pre, edge.post) if graph.node(edge.post).free else (edge.post, edge.pre)
         directed.add_edge(*ends)

@@ -7,7 +7,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -152,10 +151,9 @@ def parse_role_domains(declared: object) -> dict[str, Domain]:
 
 def parse_time_constant(declared: object) -> float:
     """A time constant: a positive, finite number."""
-    number = isinstance(declared, Real) and not isinstance(declared, bool)
-    if not number or not 0 < float(declared) < math.inf:
-        raise DeclarationError(Fault(f"the time constant {declared!r} is not a positive number", "such as tau: 2.5"))
-    return float(declared)
+    if isinstance(declared, int | float) and not isinstance(declared, bool) and 0 < declared < math.inf:
+        return float(declared)
+    raise DeclarationError(Fault(f"the time constant {declared!r} is not a positive number", "such as tau: 2.5"))
 
 
 def parse_encoding(declared: object) -> tuple[sp.Expr, ...]:

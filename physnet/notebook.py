@@ -25,9 +25,8 @@ def html(shown: EnergyGraph | EnergyModel) -> str:
         picture = f'<div style="overflow-x: auto">{svg(graph)}</div>'
     else:
         picture = f"<p>{escape(repr(graph.name or 'a graph'))} with {nodes} nodes: physnet.draw(graph, 'graph.svg')</p>"
-    return "\n".join(
-        [picture, *(f"<p>{escape(title)}</p>\n<div>{escape(body)}</div>" for title, body in _parts(shown))]
-    )
+    equations = (f"<p>{escape(title)}</p>\n<div>{escape(body)}</div>" for title, body in _parts(shown))
+    return "\n".join([picture, *equations])
 
 
 def markdown(shown: EnergyGraph | EnergyModel) -> str:
@@ -37,8 +36,8 @@ def markdown(shown: EnergyGraph | EnergyModel) -> str:
 
 def _parts(shown: EnergyGraph | EnergyModel) -> Iterator[tuple[str, str]]:
     """Titles and displayed equations, no more than a reader takes in."""
-    equations = _declared(shown) if isinstance(shown, EnergyGraph) else explain(shown).equations
-    for title, body in list(equations.items())[:WRITTEN]:
+    equations = _declared(shown) if isinstance(shown, EnergyGraph) else list(explain(shown).equations.items())
+    for title, body in equations[:WRITTEN]:
         # the typesetters of notebooks take an underscore inside words as it is
         yield title, f"$$\n{body}\n$$".replace(r"\_", "_")
     if len(equations) > WRITTEN:
@@ -46,7 +45,7 @@ def _parts(shown: EnergyGraph | EnergyModel) -> Iterator[tuple[str, str]]:
         yield f"and {len(equations) - WRITTEN} more: print({everything})", ""
 
 
-def _declared(graph: EnergyGraph) -> dict[str, str]:
+def _declared(graph: EnergyGraph) -> list[tuple[str, str]]:
     """The terms of a graph, each once, with the nodes and edges that have it."""
     terms: dict[tuple[str, str, sp.Expr], list[str]] = {}
     for node in graph.nodes():
@@ -55,11 +54,11 @@ def _declared(graph: EnergyGraph) -> dict[str, str]:
     for edge in graph.edges():
         terms.setdefault(("coupling by", r"E = \sum_{ij}", edge.term), []).append(edge.name)
     for cost in graph.costs:
-        terms.setdefault(("cost of", r"C = \sum_i", cost.weight * cost.term), []).append(cost.node)
-    return {
-        f"{kind} {_names(names)}": rf"{left} \left[ {latex(term)} \right]"
+        terms.setdefault(("cost of", r"C = \sum_i", sp.nsimplify(cost.weight) * cost.term), []).append(cost.node)
+    return [
+        (f"{kind} {_names(names)}", rf"{left} \left[ {latex(term)} \right]")
         for (kind, left, term), names in terms.items()
-    }
+    ]
 
 
 def _names(names: list[str]) -> str:

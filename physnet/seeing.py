@@ -28,9 +28,7 @@ SHOWN = 12
 def draw(
     file: File,
     change: Set = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="the picture, .svg, .png or .pdf; default: FILE.svg")
-    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="the picture: .svg, .png, .pdf; default: FILE.svg")] = None,
 ) -> None:
     """Draw the network: nodes from inputs to outputs, couplings, costs."""
     experiment = load_experiment(file, changes(change))
@@ -59,12 +57,12 @@ def simulate(
     batch = {name: value[:samples] for name, value in trainer.test.items()}
     initial = experiment.relax.initial
     settings = Simulation(duration, initial="zero" if initial == "previous" else initial)
-    nudge: dict[str, Any] = {}
-    if nudged:
-        nudge = {"target": {name: batch[name] for name in model.targets}, "beta": experiment.learn.beta}
+    target = {name: batch[name] for name in model.targets} if nudged else None
+    beta = experiment.learn.beta if nudged else None
     inputs = {name: batch[name] for name in model.inputs}
     rows = None if inputs else len(next(iter(batch.values())))
-    path = follow(model, settings, rows=rows, seed=experiment.train.seed, **nudge, **inputs)
+    seed = experiment.train.seed
+    path = follow(model, settings, target=target, beta=beta, start=None, rows=rows, seed=seed, **inputs)
     name = experiment.graph.name or file.stem
     where = _folder(folder or Path("runs") / f"{name}-simulation")
     console.print(_settling_table(path, f"{name}{f', nudged, beta = {experiment.learn.beta:g}' if nudged else ''}"))
@@ -99,27 +97,23 @@ def _settling_table(path: Trajectory, title: str) -> Table:
     for column in ("sample", "settling time", "residual", "energy"):
         table.add_column(column, justify="right")
     columns = [path.settling_time.tolist(), path.residual[-1].tolist(), path.energy[-1].tolist()]
-    for sample, (time, residual, energy) in enumerate(zip(*columns, strict=True)):
-        if sample < SHOWN:
-            table.add_row(
-                str(sample), f"{time:.4g}" if math.isfinite(time) else "later", f"{residual:.1e}", f"{energy:.6g}"
-            )
+
+    def add(name: object, time: float, residual: float, energy: float) -> None:
+        table.add_row(str(name), f"{time:.4g}" if math.isfinite(time) else "later", f"{residual:.1e}", f"{energy:.6g}")
+
+    for sample, numbers in list(enumerate(zip(*columns, strict=True)))[:SHOWN]:
+        add(sample, *numbers)
     table.add_section()
     settled = [time for time in columns[0] if math.isfinite(time)]
-    mean = [sum(values) / len(values) if values else math.nan for values in (settled, *columns[1:])]
-    table.add_row("mean", f"{mean[0]:.4g}", f"{mean[1]:.1e}", f"{mean[2]:.6g}")
+    add("mean", *(sum(values) / len(values) if values else math.inf for values in (settled, *columns[1:])))
     slowest = max(range(len(columns[0])), key=columns[0].__getitem__)
-    time = columns[0][slowest]
-    table.add_row(
-        f"slowest: {slowest}", f"{time:.4g}" if math.isfinite(time) else "later",
-        f"{columns[1][slowest]:.1e}", f"{columns[2][slowest]:.6g}",
-    )  # fmt: skip
+    add(f"slowest: {slowest}", *(column[slowest] for column in columns))
     return table
 
 
 _SWEPT = (
-    "values to try, divided by commas as in a YAML list: learn.beta=.01,.1; commas in brackets, braces and quotes belong "
-    "to a value: nodes.hidden.shape=[64],[128] tries two shapes, nodes.hidden.shape=[1,2] one"
+    "values to try, divided by commas as in a YAML list: learn.beta=.01,.1. Commas in brackets, braces and quotes "
+    "belong to a value: nodes.hidden.shape=[64],[128] tries two shapes, nodes.hidden.shape=[1,2] one"
 )
 
 
@@ -148,7 +142,7 @@ def sweep(
     finally:
         finished = summary(runs) if folder.is_dir() else []
         if any(row["seeds"] for row in finished):
-            _report(runs, list(swept), finished, folder)
+            _report(runs, list(runs[0].values), finished, folder)
     for title, message in failures.items():
         console.print(f"[red]failed:[/] {title}", highlight=False)
         console.print(f"  {message}", markup=False, highlight=False)

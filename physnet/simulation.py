@@ -174,7 +174,7 @@ def _follow(motion: _Motion, reference: State | None) -> Trajectory:
             stacklevel=4,
         )
     return Trajectory(
-        times=clock,
+        times=clock.to(distance),
         states={name: torch.stack([state[name] for state in states]) for name in states[0]},
         energy=torch.stack([problem.energy(state) for state in states]),
         residual=torch.stack([rule.residual(state) for state in states]),

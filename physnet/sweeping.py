@@ -1,7 +1,7 @@
 """Sweeps: the grid of all values times the seeds, each network compiled once, the runs side by side.
 
-A run is known by the digest of everything that it depends on. Its folder appears under its final name when it is finished,
-so that a sweep that is started again does only what is missing.
+A run is known by the digest of everything that it depends on. Its folder appears under its final name when it is
+finished, so that a sweep that is started again does only what is missing. Planning imports no torch.
 """
 
 from __future__ import annotations
@@ -22,15 +22,14 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from physnet.declaration import Experiment, load_experiment
 from physnet.errors import DataError, DeclarationError, PhysnetError
-from physnet.model import EnergyModel, compile_energy
 from physnet.sources import parse_source
-from physnet.training import Trainer
+
+if TYPE_CHECKING:
+    from physnet.model import EnergyModel
 
 Row = dict[str, Any]
 _NO_METRICS = ("epoch", "rate")
@@ -41,7 +40,7 @@ class Run:
     """One training of a sweep.
 
     Arguments:
-        values: the swept values by key.
+        values: its value of every key that has several.
         seed: its seed.
         experiment: with the values put in.
         folder: where it is once it is finished.
@@ -82,7 +81,7 @@ def plan(file: str | Path, swept: Mapping[str, Sequence[Any]], seeds: int, folde
 
     Arguments:
         file: the experiment.
-        swept: values by dotted key.
+        swept: values by dotted key; a key with one value is changed, not swept.
         seeds: how many seeds each setting gets, counted from the file's `train.seed`.
         folder: where runs are kept.
 
@@ -93,8 +92,9 @@ def plan(file: str | Path, swept: Mapping[str, Sequence[Any]], seeds: int, folde
         raise DeclarationError("train.seed can't be swept beside --seeds", "use --seeds; it counts from train.seed")
     runs: list[Run] = []
     for combination in itertools.product(*swept.values()):
-        values = dict(zip(swept, combination, strict=True))
-        changes = {"train.threads": "1"} | {key: _written(value) for key, value in values.items()}
+        chosen = dict(zip(swept, combination, strict=True))
+        values = {key: value for key, value in chosen.items() if len(swept[key]) > 1}
+        changes = {"train.threads": "1"} | {key: _written(value) for key, value in chosen.items()}
         first = load_experiment(file, changes).train.seed
         for seed in range(first, first + seeds):
             experiment = load_experiment(file, changes | {"train.seed": str(seed)})
@@ -132,6 +132,8 @@ def execute(runs: Sequence[Run], jobs: int, report: Callable[[Run, str | None], 
     Raises:
         DataError: if the folder can't be written.
     """
+    from physnet.model import compile_energy
+
     left = [run for run in runs if not run.finished]
     for run in left[:1]:
         try:
@@ -167,12 +169,16 @@ def _outcome(future: Any) -> str | None:
 
 
 def _start_worker(models: dict[str, EnergyModel]) -> None:
+    import torch
+
     torch.set_num_threads(1)
     _MODELS.update(models)
 
 
 def _attempt(run: Run) -> str | None:
     """Train one run into its folder; what went wrong, or `None`."""
+    from physnet.training import Trainer
+
     unfinished = run.folder.with_name(f"{run.folder.name}.part")
     try:
         shutil.rmtree(unfinished, ignore_errors=True)

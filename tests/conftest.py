@@ -15,7 +15,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 # where tensors are; not the modules that judge declarations, since tests hand them wrong types on purpose, nor the
 # symbolic ones, since beartype can't read annotations made of SymPy's classes
 CHECKED = "connections contrast domains functions integrators learning model problem protocols randomness references"
-install_import_hook([f"physnet.{name}" for name in f"{CHECKED} relaxation scalar".split()], "typechecking.check")
+install_import_hook(
+    [f"physnet.{name}" for name in f"{CHECKED} relaxation scalar simulation".split()], "typechecking.check"
+)
 
 torch.set_num_threads(1)
 settings.register_profile(

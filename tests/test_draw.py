@@ -61,7 +61,7 @@ def test_the_same_graph_gives_the_same_file() -> None:
 def test_an_unknown_suffix_and_a_place_that_cannot_be_written_are_clear_errors(tmp_path: Path) -> None:
     with pytest.raises(DeclarationError, match=r"\.svg, \.png, \.pdf"):
         draw(deep(1), tmp_path / "graph.bmp")
-    with pytest.raises(DataError, match="graph.svg: can't be written .*--out"):
+    with pytest.raises(DataError, match=r"graph\.svg: can't be written .*--out"):
         draw(deep(1), tmp_path / "absent" / "graph.svg")
 
 
@@ -127,8 +127,7 @@ def test_a_model_shows_its_picture_and_its_equations(name: str) -> None:
     for display in displays:
         assert display.count("{") == display.count("}")
         assert display.startswith(r"\begin{aligned}") and display.endswith(r"\end{aligned}")
-    force = {"hopfield": "h + b - x", "xy": r"\sin"}[name]
-    assert any(r"\frac{\partial F}{\partial x}" in display for display in displays), force
+    assert sum(r"\frac{\partial F}{\partial x}" in display for display in displays) == 3
 
 
 def test_a_graph_shows_what_is_declared_with_its_name_escaped() -> None:
@@ -138,8 +137,11 @@ def test_a_graph_shows_what_is_declared_with_its_name_escaped() -> None:
     balance.feed(shown)
     assert balance.open == []
     assert "<narrow>" not in shown and "&lt;narrow&gt;" in shown
-    assert "coupling by image_h0, h0_h1, h1_label, image_label and 1 more" in shown
-    assert r"- post pre w" in shown or r"- pre post w" in shown or r"E = \sum_{ij}" in shown
+    displays = re.findall(r"\$\$\n(.*?)\n\$\$", shown, re.DOTALL)
+    assert displays[-1] == r"C = \sum_i \left[ \frac{\left(x - y\right)^{2}}{2} \right]"
+    assert [title for title in re.findall("<p>(.*)</p>", shown) if title.startswith("cost")] == ["cost of label"]
+    assert re.search("<p>coupling by (\\w+, ){3}\\w+ and 1 more</p>", shown)
+    assert displays[0] == r"E = \sum_i \left[ - b x + \frac{x^{2}}{2} \right]"
 
 
 def test_big_graphs_stay_short() -> None:
