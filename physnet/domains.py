@@ -57,7 +57,7 @@ class Domain(ABC):
         return True
 
     def admissible(self, x: Tensor, velocity: Tensor) -> Tensor:
-        """The part of a velocity that doesn't lead out of the domain; units at a bound can only move inwards."""
+        """The part of a velocity that doesn't lead out of the domain: units at a bound can only move inwards."""
         if not self.edges:
             return velocity
         lo, hi = self.bounds(x)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from physnet.declaration import load_experiment
@@ -93,7 +94,7 @@ def _trainer(file: Path, change: list[str] | None) -> Trainer:
 
 
 def _settling_table(path: Trajectory, title: str) -> Table:
-    table = Table(title=title, caption=f"{float(path.times[-1]):g} units of time, as in tau")
+    table = Table(title=escape(title), caption=f"{float(path.times[-1]):g} units of time, as in tau")
     for column in ("sample", "settling time", "residual", "energy"):
         table.add_column(column, justify="right")
     columns = [path.settling_time.tolist(), path.residual[-1].tolist(), path.energy[-1].tolist()]
@@ -144,7 +145,7 @@ def sweep(
         if any(row["seeds"] for row in finished):
             _report(runs, list(runs[0].values), finished, folder)
     for title, message in failures.items():
-        console.print(f"[red]failed:[/] {title}", highlight=False)
+        console.print(f"[red]failed:[/] {escape(title)}", highlight=False)
         console.print(f"  {message}", markup=False, highlight=False)
     if failures:
         raise typer.Exit(1)
@@ -178,7 +179,7 @@ def _report(runs: Sequence[Run], keys: list[str], finished: list[dict[str, Any]]
         table.add_column(column, justify="right")
     for row in finished:
         values = [_spread(row, name) for name in (metric, "test_cost", "seconds")]
-        table.add_row(*(str(cell(row[key])) for key in keys), str(row["seeds"]), *values)
+        table.add_row(*(escape(str(cell(row[key]))) for key in keys), str(row["seeds"]), *values)
     console.print(table)
     files = {"every epoch": folder / "runs.csv", "summary": folder / "summary.csv"}
     if keys:

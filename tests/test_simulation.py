@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import functools
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,8 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import ENTRIES, batch, catalogue_model
 from scipy.linalg import expm
+from typer.testing import CliRunner
 
+from physnet.cli import app
 from physnet.declaration import graph_from_yaml, graph_to_yaml
+from physnet.domains import parse_domain
 from physnet.energy import Energy
 from physnet.errors import DeclarationError, RelaxationError, RelaxationWarning
 from physnet.graph import EnergyGraph
@@ -139,7 +144,7 @@ def test_a_unit_leaves_its_bound_when_its_force_turns() -> None:
     """F = a^2/2 - a + b^2 + b/2 - a b with b >= 0: b rests until a = 1 - exp(-t) meets 1/2; then both are linear."""
     graph = EnergyGraph(Energy(domain="nonnegative")).state("a", 1, term="x**2/2 - x").state("b", 1, term="x**2 + x/2")
     model = compile_energy(graph.couple("a", "b", "identity", term="-pre*post"))
-    path = simulate(model, Simulation(3.0, times=301, accuracy=1e-9), rows=1)
+    path = simulate(model, Simulation(3.0, times=61, accuracy=1e-9), rows=1)
     found = torch.cat([path["a"][:, 0], path["b"][:, 0]], 1).numpy()
     turn, matrix, rest = math.log(2), np.array([[-1.0, 1.0], [1.0, -2.0]]), np.array([1.5, 0.5])
     for t, state in zip(path.times.numpy(), found, strict=True):
@@ -179,10 +184,10 @@ def test_angles_are_unwrapped_while_they_move_and_wrapped_for_display() -> None:
 
 @pytest.mark.parametrize("name", ENTRIES)
 @given(seed=st.integers(0, 10**6), initial=st.sampled_from(["zero", "random"]))
-@settings(max_examples=8)
+@settings(max_examples=4)
 def test_the_energy_never_rises_and_states_stay_in_their_domains(name: str, seed: int, initial: str) -> None:
     model = catalogue(name, seed % 2)
-    path = simulate(model, Simulation(10.0, initial=initial, accuracy=1e-7), seed=seed, image=batch(2, seed=seed)[0])
+    path = simulate(model, Simulation(4.0, times=41, initial=initial), seed=seed, image=batch(2, seed=seed)[0])
     rise = path.energy.diff(dim=0).max()
     assert float(rise) <= 1e-6 * (1 + float(path.energy.abs().max()))
     for node in model.free:
@@ -247,6 +252,56 @@ def test_rows_do_not_depend_on_each_other(float64: None) -> None:
     together = simulate(model, Simulation(8.0, accuracy=1e-9), image=image)
     alone = simulate(model, Simulation(8.0, accuracy=1e-9), image=image[2:3])
     assert torch.allclose(together["label"][:, 2], alone["label"][:, 0], atol=1e-7)
+
+
+def test_a_start_decides_the_well() -> None:
+    """x^4/4 - x^2/2 - x/10 has two minima, the outer roots of x^3 - x - 1/10."""
+    model = lone("x**4/4 - x**2/2 - b*x", b="ones()/10")
+    path = simulate(model, Simulation(40.0), start=at(-0.2, 1.5), rows=2)
+    roots = np.sort(np.roots([1, 0, -1, -0.1]))
+    assert path["x"][-1, :, 0].tolist() == pytest.approx([roots[0], roots[2]], abs=1e-6)
+    assert bool(path.converged.all())
+
+
+@pytest.mark.parametrize("declared", ["real", "circle", "nonnegative", [-1, 2], ["nonpositive", [0, 1]]])
+@given(st.lists(st.sampled_from([-2.0, -1.0, 0.0, 0.5, 1.0, 2.0]), min_size=4, max_size=4), st.integers(0, 99))
+def test_an_admissible_velocity_is_the_derivative_of_the_projected_motion(
+    declared: Any, values: list[float], seed: int
+) -> None:
+    """The tangent cone of an interval: v is (project(x + e v) - x)/e for small e, where x is inside."""
+    domain = parse_domain(declared)
+    x = domain.project(torch.tensor([values], dtype=torch.float64))
+    v = torch.randn(1, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    assert torch.allclose(domain.admissible(x, v), (domain.project(x + 1e-4 * v) - x) / 1e-4, atol=1e-8)
+
+
+# --------------------------------------------------------------------------- the command
+
+
+def test_the_command_writes_a_tidy_table_for_files_and_runs(tmp_path: Path) -> None:
+    shrink = ["--set", "nodes.hidden.shape=8", "--set", "nodes.hidden.tau=3"]
+    digits = str(Path(__file__).parent.parent / "examples" / "digits_hopfield.yaml")
+    run = tmp_path / "run"
+    trained = CliRunner().invoke(app, ["train", digits, *shrink, "--set", "train.epochs=1", "--out", str(run)])
+    assert trained.exit_code == 0, trained.output
+    for source, changes in ((digits, shrink), (str(run), [])):
+        out = tmp_path / "out"
+        arguments = ["simulate", source, *changes, "--duration", "7", "--samples", "3", "--out", str(out)]
+        result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        assert "slowest" in result.output
+        with (out / "simulation.csv").open(newline="") as lines:
+            table = list(csv.DictReader(lines))
+        assert len(table) == 3 * Simulation().times
+        assert {row["sample"] for row in table} == {"0", "1", "2"}
+        energy = [float(row["energy"]) for row in table if row["sample"] == "1"]
+        assert energy == sorted(energy, reverse=True)
+        assert float(table[-1]["time"]) == 7
+        assert (out / "simulation.png").read_bytes().startswith(b"\x89PNG")
+    nudged = CliRunner().invoke(app, ["simulate", digits, *shrink, "--nudged", "--samples", "2", "--out", str(out)])
+    assert "nudged, beta = 0.2" in nudged.output
+    refused = CliRunner().invoke(app, ["simulate", str(run), *shrink])
+    assert isinstance(refused.exception, DeclarationError)
 
 
 # --------------------------------------------------------------------------- what goes wrong
