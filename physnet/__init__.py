@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from physnet.checking import check_gradients
     from physnet.connections import Dense, Identity
     from physnet.declaration import graph_from_yaml, graph_to_yaml, load_experiment
+    from physnet.drawing import draw
     from physnet.energy import Energy
     from physnet.errors import DataError, DeclarationError, PhysnetError, RelaxationError, RelaxationWarning, ShapeError
     from physnet.explaining import explain
@@ -21,12 +22,14 @@ if TYPE_CHECKING:
     from physnet.model import EnergyModel, compile_energy
     from physnet.protocols import Protocol
     from physnet.relaxation import Equilibrium, Integrator, Relaxation, integrator, relax
+    from physnet.simulation import Simulation, simulate
     from physnet.training import Trainer, load_run
 
 _HOMES = {
     "checking": ("check_gradients",),
     "connections": ("Dense", "Identity"),
     "declaration": ("graph_from_yaml", "graph_to_yaml", "load_experiment"),
+    "drawing": ("draw",),
     "energy": ("Energy",),
     "errors": ("DataError", "DeclarationError", "PhysnetError", "RelaxationError", "RelaxationWarning", "ShapeError"),
     "explaining": ("explain",),
@@ -35,17 +38,18 @@ _HOMES = {
     "model": ("EnergyModel", "compile_energy"),
     "protocols": ("Protocol",),
     "relaxation": ("Equilibrium", "Integrator", "Relaxation", "integrator", "relax"),
+    "simulation": ("Simulation", "simulate"),
     "training": ("Trainer", "load_run"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __version__ = "0.1.0"
 __all__ = [  # noqa: RUF022
-    "check_gradients", "Dense", "Identity", "graph_from_yaml", "graph_to_yaml", "load_experiment", "Energy",
+    "check_gradients", "Dense", "Identity", "graph_from_yaml", "graph_to_yaml", "load_experiment", "draw", "Energy",
     "DataError", "DeclarationError", "PhysnetError", "RelaxationError", "RelaxationWarning", "ShapeError", "explain",
     "EnergyGraph",
     "EquilibriumPropagation", "gradients", "EnergyModel", "compile_energy", "Protocol", "Equilibrium", "Integrator",
-    "Relaxation", "integrator", "relax", "Trainer", "load_run",
+    "Relaxation", "integrator", "relax", "Simulation", "simulate", "Trainer", "load_run",
 ]  # fmt: skip
 
 

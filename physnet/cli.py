@@ -1,4 +1,4 @@
-"""The command line: `physnet train | evaluate | explain | check | list`."""
+"""The command line: `physnet train | evaluate | simulate | explain | check | draw | sweep | list`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from rich.table import Table
 
 from physnet.declaration import Experiment, load_experiment
 from physnet.errors import DeclarationError, PhysnetError
+from physnet.seeing import draw, simulate, sweep
+from physnet.terminal import File, Set, changes, console
 
 if TYPE_CHECKING:
     from physnet.registry import Registry
@@ -23,10 +25,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-console = Console(width=None if sys.stdout.isatty() else 110)
-
-File = Annotated[Path, typer.Argument(help="an experiment in YAML", show_default=False)]
-Set = Annotated[list[str] | None, typer.Option("--set", help="change a value, such as --set learn.beta=0.05")]
 
 
 def main() -> None:
@@ -47,7 +45,7 @@ def train(
     folder: Annotated[Path | None, typer.Option("--out", help="folder of the run; default: a new one in runs/")] = None,
 ) -> None:
     """Train a network; write metrics, parameters and pictures into a run folder."""
-    experiment = load_experiment(file, _changes(change))
+    experiment = load_experiment(file, changes(change))
     from physnet.training import Trainer, new_folder
 
     folder = folder or new_folder(experiment)
@@ -77,7 +75,7 @@ def explain(
     file: File, change: Set = None, latex: Annotated[bool, typer.Option("--latex", help="as LaTeX")] = False
 ) -> None:
     """Show what is derived from an energy: forces, exact updates, learning rules, the integrator and why."""
-    experiment = load_experiment(file, _changes(change))
+    experiment = load_experiment(file, changes(change))
     from physnet.explaining import explain as make_explanation
     from physnet.model import compile_energy
 
@@ -95,7 +93,7 @@ def check(
     gdu: Annotated[bool, typer.Option("--gdu", help="step by step, against backpropagation through time")] = False,
 ) -> None:
     """Compare every protocol's gradient with the implicit one, per parameter, at beta and at beta/2."""
-    experiment = load_experiment(file, _changes([*(change or []), "train.dtype=float64"]))
+    experiment = load_experiment(file, changes([*(change or []), "train.dtype=float64"]))
     from physnet.checking import check_gradients
     from physnet.training import Trainer, relaxation_settings
 
@@ -181,6 +179,10 @@ def schema() -> None:
     print(json.dumps(json_schema(), indent=2))
 
 
+for _command in (draw, simulate, sweep):
+    app.command()(_command)
+
+
 def _first_line(thing: Any) -> str:
     return next(iter((thing.__doc__ or "").strip().splitlines()), "")
 
@@ -198,16 +200,6 @@ def _title_of(energy: str) -> str:
         return load_energy(energy).title
     except DeclarationError as error:  # an entry of a plug-in
         return f"can't be used: {error}"
-
-
-def _changes(items: list[str] | None) -> dict[str, str]:
-    changes: dict[str, str] = {}
-    for item in items or []:
-        key, equals, value = item.partition("=")
-        if not equals or not key.strip():
-            raise DeclarationError(f"--set {item}: expected KEY=VALUE", "such as --set train.epochs=3")
-        changes[key.strip()] = value
-    return changes
 
 
 def _title(experiment: Experiment, trainer: Trainer) -> str:

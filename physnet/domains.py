@@ -59,6 +59,13 @@ class Domain(ABC):
         """Whether the domain has a boundary at all, so that projection can change a state."""
         return True
 
+    def admissible(self, x: Tensor, velocity: Tensor) -> Tensor:
+        """The part of a velocity that doesn't lead out of the domain: units at a bound can only move inwards."""
+        if not self.edges:
+            return velocity
+        lo, hi = self.bounds(x)
+        return velocity.masked_fill(((x <= lo) & (velocity < 0)) | ((x >= hi) & (velocity > 0)), 0.0)
+
     def declaration(self) -> Any:
         """The domain as it is written in a file; `parse_domain` reads it back."""
         return write_call(self, NAMED)

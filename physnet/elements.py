@@ -36,6 +36,7 @@ class Node:
         domain: where free states live.
         parameters: declarations of the parameters that the term or a cost uses.
         encode: expressions in `x` that the input is turned into.
+        tau: time constant of a free node, tau dx/dt = -dF/dx.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Node:
     domain: Domain
     parameters: Mapping[str, ParameterSpec]
     encode: tuple[sp.Expr, ...] = ()
+    tau: float = 1.0
 
     @property
     def free(self) -> bool:

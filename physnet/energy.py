@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ class Energy:
         coupling: an expression in `pre`, `post` and edge parameters.
         domain: where states live; one domain, or a mapping from role (`state`, `output`) to domain.
         parameters: declarations by name, each `{on, shape, init, constraint, frozen}`; or `ParameterSpec`s.
+        tau: time constant of free nodes, tau dx/dt = -dF/dx; positive. It bears on `simulate` alone.
         encode: expressions in `x` that the input is turned into, stacked along its first axis.
         name, title, reference: for people.
 
@@ -48,6 +50,7 @@ class Energy:
     name: str = ""
     title: str = ""
     reference: str = ""
+    tau: float = 1.0
 
     def __post_init__(self) -> None:
         faults: list[Fault] = []
@@ -80,9 +83,11 @@ class Energy:
                 faults.extend(undeclared(terms[key], getattr(self, key), allowed, declared_here, on, (key,)))
         domain = attempt("domain", lambda: parse_role_domains(self.domain))
         encode = attempt("encode", lambda: parse_encoding(self.encode))
+        tau = attempt("tau", lambda: parse_time_constant(self.tau))
         if faults:
             raise DeclarationError(faults)
-        for attribute, value in (*terms.items(), ("domain", domain), ("encode", encode), ("parameters", specs)):
+        parsed = {**terms, "domain": domain, "encode": encode, "parameters": specs, "tau": tau}
+        for attribute, value in parsed.items():
             object.__setattr__(self, attribute, value)
 
     def domain_for(self, role: str) -> Domain:
@@ -96,6 +101,8 @@ class Energy:
         result["domain"] = domains["state"] if domains["state"] == domains["output"] else domains
         if self.encode:
             result["encode"] = [write(item) for item in self.encode]
+        if self.tau != 1:
+            result["tau"] = self.tau
         result["parameters"] = {name: spec.declaration() for name, spec in self.parameters.items()}
         return result
 
@@ -143,6 +150,13 @@ def parse_role_domains(declared: object) -> dict[str, Domain]:
     return {"state": domain, "output": domain}
 
 
+def parse_time_constant(declared: object) -> float:
+    """A time constant: a positive, finite number."""
+    if isinstance(declared, int | float) and not isinstance(declared, bool) and 0 < declared < math.inf:
+        return float(declared)
+    raise DeclarationError(Fault(f"the time constant {declared!r} is not a positive number", "such as tau: 2.5"))
+
+
 def parse_encoding(declared: object) -> tuple[sp.Expr, ...]:
     """Expressions in `x`, one or a list, from text or SymPy."""
     if declared is None:
@@ -164,7 +178,7 @@ def parse_encoding(declared: object) -> tuple[sp.Expr, ...]:
 
 # --------------------------------------------------------------------------- the catalogue
 
-_KEYS = {"physnet", "title", "reference", "node", "coupling", "domain", "parameters", "encode"}
+_KEYS = {"physnet", "title", "reference", "node", "coupling", "domain", "parameters", "encode", "tau"}
 
 
 def energy_from_mapping(declared: Mapping[str, Any], name: str = "") -> Energy:
@@ -186,6 +200,7 @@ def energy_from_mapping(declared: Mapping[str, Any], name: str = "") -> Energy:
         domain=declared.get("domain", "real"),
         parameters=parameters,
         encode=declared.get("encode"),
+        tau=declared.get("tau", 1.0),
         name=name,
         title=str(declared.get("title", "")),
         reference=str(declared.get("reference", "")),

@@ -112,6 +112,15 @@ class Explanation:
         """A fragment for a document that uses amsmath."""
         return "\n".join(_latex(self))
 
+    @property
+    def equations(self) -> dict[str, str]:
+        """Energy, force and update of every node and the rule of every parameter, each as one LaTeX display."""
+        nodes = {f"node {node.name}": _node_latex(node) for node in self.nodes}
+        rules = {f"parameter {parameter.name}": _rules_latex(self, parameter) for parameter in self.parameters}
+        return {
+            name: "\n".join(_aligned(rows)).replace("align*", "aligned") for name, rows in {**nodes, **rules}.items()
+        }
+
     def __str__(self) -> str:
         return self.text
 
@@ -246,10 +255,14 @@ def _latex(explanation: Explanation) -> Iterator[str]:
         yield from _aligned(_node_latex(node))
     for parameter in explanation.parameters:
         yield rf"\item {_escaped(f'parameter {parameter.name}: {_about(parameter)}')}"
-        slope = _sum_latex(parameter.local)
-        left = rf"\frac{{\partial L}}{{\partial {_math(parameter.entry)}}}"
-        yield from _aligned((left, _rule_latex(phases, slope)) for phases in explanation.protocol.alternatives)
+        yield from _aligned(_rules_latex(explanation, parameter))
     yield r"\end{itemize}"
+
+
+def _rules_latex(explanation: Explanation, parameter: ParameterEntry) -> Iterator[tuple[str, str]]:
+    slope = _sum_latex(parameter.local)
+    left = rf"\frac{{\partial L}}{{\partial {_math(parameter.entry)}}}"
+    return ((left, _rule_latex(phases, slope)) for phases in explanation.protocol.alternatives)
 
 
 def _node_latex(node: NodeEntry) -> Iterator[tuple[str, str]]:

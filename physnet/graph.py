@@ -6,6 +6,7 @@ A graph is a declaration and holds no numbers. `compile_energy` turns it into a 
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,7 +28,7 @@ from physnet.elements import (
     specialise,
     unused,
 )
-from physnet.energy import FORMAT, Energy, load_energy, parse_encoding, undeclared
+from physnet.energy import FORMAT, Energy, load_energy, parse_encoding, parse_time_constant, undeclared
 from physnet.errors import DeclarationError, Fault, ShapeError, located
 from physnet.expressions import names, parse, write
 from physnet.parameters import ParameterSpec
@@ -66,8 +67,8 @@ class EnergyGraph:
 
         Arguments:
             shape: number of units, or the shape with channels first.
-            options: `energy` (another energy), `term` (its own node term), `domain`, and `parameters`: changes to
-                declared parameters, or new ones, by name.
+            options: `energy` (another energy), `term` (its own node term), `domain`, `tau` (its time constant), and
+                `parameters`: changes to declared parameters, or new ones, by name.
         """
         return self._add(name, shape, "state", **options)
 
@@ -136,6 +137,7 @@ class EnergyGraph:
         domain: Any = None,
         parameters: Mapping[str, Any] | None = None,
         encode: Any = None,
+        tau: float | None = None,
     ) -> EnergyGraph:
         path = ("nodes", name)
         check_name(name, path)
@@ -155,7 +157,8 @@ class EnergyGraph:
             located((*path, "domain"), lambda: lives.check(data_shape))
             overridden = set(parameters or ())
             used = {key: spec for key, spec in specs.items() if key in names(written) or key in overridden}
-            node = Node(name, data_shape, data_shape, role, written, lives, used)
+            constant = base.tau if tau is None else located((*path, "tau"), lambda: parse_time_constant(tau))
+            node = Node(name, data_shape, data_shape, role, written, lives, used, tau=constant)
         self.network.add_node(name, node=node)
         return self
 
@@ -278,6 +281,8 @@ class EnergyGraph:
         if not node.free:
             return result | {"encode": [write(item) for item in node.encode]}
         result["domain"] = node.domain.declaration()
+        if node.tau != self.energy.tau:
+            result["tau"] = node.tau
         if node.term != self.energy.node:
             result["term"] = write(node.term)
         changed = self._changed(node.parameters)
@@ -313,6 +318,12 @@ class EnergyGraph:
 
     def __hash__(self) -> int:
         return hash(self.digest)
+
+    def _repr_html_(self) -> str:
+        return importlib.import_module("physnet.notebook").html(self)
+
+    def _repr_markdown_(self) -> str:
+        return importlib.import_module("physnet.notebook").markdown(self)
 
     def __repr__(self) -> str:
         nodes = ", ".join(f"{node.name}{list(node.shape)}" for node in self.nodes())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import warnings
 from collections.abc import Callable, Mapping
@@ -40,6 +41,10 @@ class EnergyModel(nn.Module):
         self.plan, self.graph = plan, plan.graph
         self.source = generate(plan)
         self._load()
+        self.initialise(seed)
+
+    def initialise(self, seed: int) -> None:
+        """Draw all parameters anew, on the CPU and in the default dtype: a pure function of the seed."""
         self._verified: dict[str, tuple[int, int]] = {}  # what check_constraints has seen: address and version
         for name, (spec, shape, fans) in self.graph.tensors().items():
             owner, key = name.split(".")
@@ -224,6 +229,12 @@ class EnergyModel(nn.Module):
             assert spec.constraint is not None
             value.clamp_(spec.constraint.lo, spec.constraint.hi)
             self._verified[name] = (value.data_ptr(), value._version)
+
+    def _repr_html_(self) -> str:
+        return importlib.import_module("physnet.notebook").html(self)
+
+    def _repr_markdown_(self) -> str:
+        return importlib.import_module("physnet.notebook").markdown(self)
 
     def extra_repr(self) -> str:
         return repr(self.graph)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,10 +21,13 @@ from physnet.relaxation import Relaxation, StoppingRule, initial_state, run
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from physnet.simulation import Trajectory
     from physnet.training import Metrics
 
 FREE, NUDGED, TEST = "#1b6ca8", "#c8553d", "#3a7d44"
 MAX_SWEEPS, FLOOR = 60, 1e-10
+NODES, UNITS = 4, 40
+"""How many nodes, and how many units of each, a picture of a simulation shows."""
 
 
 @dataclass
@@ -124,13 +128,78 @@ def learning_curve(metrics: Sequence[Metrics], path: str | Path) -> Path:
     return _save(figure, path)
 
 
+@torch.no_grad()
+def simulation_picture(trajectory: Trajectory, path: str | Path) -> Path:
+    """Draw energy and residual of every sample against time, and for every free node some states of the first sample.
+
+    Arguments:
+        trajectory: what `simulate` returned.
+        path: where to write the picture; the suffix chooses the format.
+    """
+    shown = list(trajectory.states)[:NODES]
+    figure, axes = _figure(2 + len(shown), "How the network moves in time")
+    times = trajectory.times.cpu().numpy()
+    gap = trajectory.energy - trajectory.equilibrium.energy
+    for axis, values, title in (
+        (axes[0], gap, "energy above equilibrium"),
+        (axes[1], trajectory.residual, "relative residual"),
+    ):
+        values = torch.where(values > FLOOR, values, torch.nan).cpu().numpy()
+        axis.semilogy(times, values, color=FREE, alpha=0.5, linewidth=0.9)
+        axis.set(title=title, xlabel="time")
+    slowest = float(trajectory.settling_time.max())
+    if math.isfinite(slowest):
+        for axis in axes:
+            axis.axvline(slowest, color=NUDGED, linewidth=1, linestyle=":")
+        axes[1].text(slowest, 0.98, " last one settled", color=NUDGED, size=8, transform=axes[1].get_xaxis_transform(),
+                     va="top")  # fmt: skip
+    for axis, node in zip(axes[2:], shown, strict=True):
+        values = trajectory.wrapped(node)[:, 0].flatten(1)[:, :UNITS]
+        jumps = values.diff(dim=0, prepend=values[:1]).abs() > math.pi  # an angle that goes on at the other end
+        axis.plot(times, torch.where(jumps, torch.nan, values).cpu().numpy(), linewidth=1)
+        axis.set(title=f"states of '{node}', one sample", xlabel="time")
+    return _save(figure, path)
+
+
+def sweep_picture(summary: Sequence[Mapping[str, Any]], keys: Sequence[str], metric: str, path: str | Path) -> Path:
+    """Draw mean and standard deviation of a metric against the first swept key, a line for each setting of the others.
+
+    Arguments:
+        summary: rows with the swept values, `<metric>_mean` and `<metric>_std`.
+        keys: what was swept.
+        metric: such as test_error.
+        path: where to write the picture.
+    """
+    figure, (axis,) = _figure(1, f"{metric.replace('_', ' ')}, mean and standard deviation over seeds")
+    first, others = keys[0], keys[1:]
+    values = list(dict.fromkeys(row[first] for row in summary))
+    numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+    lines: dict[str, list[Mapping[str, Any]]] = {}
+    for row in summary:
+        label = ", ".join(f"{key.split('.')[-1]} = {row[key]}" for key in others)
+        lines.setdefault(label, []).append(row)
+    for label, rows in lines.items():
+        x = [row[first] if numeric else values.index(row[first]) for row in rows]
+        error = [row[f"{metric}_std"] or 0.0 for row in rows]
+        axis.errorbar(x, [row[f"{metric}_mean"] for row in rows], error, marker="o", capsize=3, label=label or None)
+    if not numeric:
+        axis.set_xticks(range(len(values)), list(map(str, values)))
+    elif min(values) > 0 and max(values) >= 10 * min(values):
+        axis.set_xscale("log")
+    axis.set(xlabel=first, ylabel=metric.replace("_", " ") + (" %" if metric.endswith("error") else ""))
+    if others:
+        axis.legend(frameon=False, fontsize=8)
+    return _save(figure, path)
+
+
 def _figure(panels: int, title: str) -> tuple[Figure, Any]:
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, panels, figsize=(4.6 * panels, 3.6), layout="constrained")
+    figure, axes = pyplot.subplots(1, panels, figsize=(4.6 * panels, 3.6), layout="constrained", squeeze=False)
+    axes = axes[0]
     figure.suptitle(title)
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)

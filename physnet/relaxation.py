@@ -281,20 +281,33 @@ def relax(
             "pass inputs by the names of their nodes, such as relax(model, image=x)",
         )
     with torch.no_grad(), full_precision(model.device):
-        problem = model.problem(rows=rows, **inputs)
-        state = initial_state(problem, settings.initial, stream(seed, "initial"))
-        for name, value in (start or {}).items():
-            if name not in state or state[name].shape != value.shape:
-                wanted = ", ".join(f"{node}: {list(like.shape)}" for node, like in state.items())
-                raise ShapeError(f"the start state of '{name}' has shape {list(value.shape)}", f"states are {wanted}")
-            state[name] = value.to(state[name])
-        free = run(problem, problem.project(state), settings)
+        problem, state = free_start(model, settings, start, rows, seed, inputs)
+        free = run(problem, state, settings)
         if target is None and beta is None:
             return free
         if target is None or beta is None:
             raise RelaxationError("a nudged equilibrium needs both target and beta")
         targets = target if isinstance(target, Mapping) else dict.fromkeys(model.targets, target)
         return run_nudged(free, targets, [beta], settings)
+
+
+def free_start(
+    model: EnergyModel,
+    settings: Relaxation,
+    start: Mapping[str, Tensor] | None,
+    rows: int | None,
+    seed: int,
+    inputs: Mapping[str, Tensor],
+) -> tuple[Problem, State]:
+    """The free problem of a batch, and the state inside the domains that it starts from; arguments as for `relax`."""
+    problem = model.problem(rows=rows, **inputs)
+    state = initial_state(problem, settings.initial, stream(seed, "initial"))
+    for name, value in (start or {}).items():
+        if name not in state or state[name].shape != value.shape:
+            wanted = ", ".join(f"{node}: {list(like.shape)}" for node, like in state.items())
+            raise ShapeError(f"the start state of '{name}' has shape {list(value.shape)}", f"states are {wanted}")
+        state[name] = value.to(state[name])
+    return problem, problem.project(state)
 
 
 def full_precision(device: torch.device) -> torch.autocast:
@@ -367,7 +380,8 @@ def run(problem: Problem, state: State, settings: Relaxation, *, quiet: bool = F
     return result
 
 
-def _blame_data(problem: Problem) -> None:
+def blame_data(problem: Problem) -> None:
+    """Raise `RelaxationError` if an input or target isn't finite, so that the data are blamed and not the method."""
     for kind, tensors in (("input", problem.clamped), ("target", problem.targets)):
         for name, value in tensors.items():
             if not bool(torch.isfinite(value).all()):
@@ -379,13 +393,13 @@ def _judge(result: Equilibrium, rule: StoppingRule, quiet: bool) -> None:
         return
     for node, value in result.states.items():
         if not bool(torch.isfinite(value).all()):
-            _blame_data(result.problem)
+            blame_data(result.problem)
             raise RelaxationError(
                 f"the state of '{node}' is not finite after {int(result.sweeps.max())} sweeps: "
                 "look for energies that fall without bound, reduce |beta|, or give the node a bounded domain"
             )
     if not bool(torch.isfinite(result.residual).all()):
-        _blame_data(result.problem)
+        blame_data(result.problem)
         for node, value in result.problem.step(result.states).items():
             if bool(torch.isinf(value).any()):
                 raise RelaxationError(

@@ -32,6 +32,9 @@ _Domain = Annotated[
         description="real, nonnegative, nonpositive, circle, another name (physnet list), [lo, hi], or parts",
     ),
 ]
+_TimeConstant = Annotated[
+    Any, _shown(type="number", exclusiveMinimum=0, description="time constant: tau dx/dt = -dF/dx, 1 by default")
+]
 _Energy = Annotated[
     Any,
     _shown(
@@ -59,6 +62,7 @@ class NodeSchema(_Strict):
     encode: _Encoding = None
     energy: _Energy = None
     term: _Expression = None
+    tau: _TimeConstant = None
     parameters: _Parameters = None
 
 

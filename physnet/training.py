@@ -91,12 +91,13 @@ class Trainer:
     Arguments:
         experiment: the declaration.
         folder: where the run is written; `None` writes nothing.
+        compiled: a model of the same graph, whose parameters are then drawn anew; compiled here if not given.
 
     Raises:
         DeclarationError, DataError: if the experiment can't be run as declared.
     """
 
-    def __init__(self, experiment: Experiment, folder: Path | None = None) -> None:
+    def __init__(self, experiment: Experiment, folder: Path | None = None, compiled: EnergyModel | None = None) -> None:
         self.experiment, settings = experiment, experiment.train
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
@@ -107,7 +108,11 @@ class Trainer:
             data = load_data(experiment.data)
         self.data = match(data, experiment.graph)
         dtype = getattr(torch, settings.dtype)
-        model = compile_energy(experiment.graph, settings.seed).to(dtype)
+        if compiled is None:
+            model = compile_energy(experiment.graph, settings.seed).to(dtype)
+        else:
+            compiled.initialise(settings.seed)
+            model = compiled.to(dtype)
         self.model = model
         with experiment_faults(experiment, "relax"):
             make_integrator(experiment.relax.integrator, experiment.relax.options)

@@ -7,7 +7,10 @@ import re
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
+from typer.testing import CliRunner
 
+from physnet.cli import app
 from physnet.declaration import parse_experiment
 from physnet.training import Trainer
 
@@ -82,3 +85,38 @@ def test_what_contributing_shows_runs_as_one_script(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     groups = {registry.group for registry in (CONNECTIONS, NAMED, INTEGRATORS, PROTOCOLS, CATALOGUES, DATA)}
     assert set(re.findall(r'entry-points\."(.*?)"', text)) == groups
+
+
+def test_the_table_of_commands_is_that_of_the_program() -> None:
+    commands = get_command(app).commands
+    shown = dict(re.findall(r"^\| `physnet (\w+)(.*?)`", README, re.MULTILINE))
+    assert set(shown) == set(commands)
+    for name, usage in shown.items():
+        options = {option for parameter in commands[name].params for option in parameter.opts}
+        assert set(re.findall(r"--[a-z]+", usage)) <= options, name
+
+
+@pytest.mark.parametrize(
+    ("line", "smaller", "files"),
+    [
+        (0, [], ["network.svg"]),
+        (1, ["--samples", "2"], ["runs/transients/simulation.png", "runs/transients/simulation.csv"]),
+        (
+            2,
+            ["--seeds", "1", "--jobs", "1", "--set", "train.epochs=1", "--set", "nodes.hidden.shape=8"],
+            ["runs/betas/sweep.png", "runs/betas/summary.csv", "runs/betas/runs.csv"],
+        ),
+    ],
+)
+def test_the_commands_for_seeing_run(
+    line: int, smaller: list[str], files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = block("console").splitlines()[line].split()
+    assert arguments[0] == "physnet"
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, [*arguments[1:], *smaller], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    for file in files:
+        assert (tmp_path / file).stat().st_size > 200
+        assert file.rpartition("/")[2] in README

@@ -1,0 +1,218 @@
+"""The commands that show: `physnet draw | simulate | sweep`."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from physnet.declaration import load_experiment
+from physnet.errors import DataError, DeclarationError
+from physnet.terminal import File, Set, changes, console
+
+if TYPE_CHECKING:
+    from physnet.simulation import Trajectory
+    from physnet.sweeping import Run
+    from physnet.training import Trainer
+
+SHOWN = 12
+"""Rows of a table of samples."""
+
+
+def draw(
+    file: File,
+    change: Set = None,
+    out: Annotated[Path | None, typer.Option("--out", help="the picture: .svg, .png, .pdf; default: FILE.svg")] = None,
+) -> None:
+    """Draw the network: nodes from inputs to outputs, couplings, costs."""
+    experiment = load_experiment(file, changes(change))
+    from physnet.drawing import draw as draw_graph
+
+    path = out or Path(f"{file.stem}.svg")
+    draw_graph(experiment.graph, path)
+    console.print(f"graph  {path}", highlight=False)
+
+
+def simulate(
+    file: Annotated[Path, typer.Argument(help="an experiment in YAML, or the folder of a run", show_default=False)],
+    change: Set = None,
+    duration: Annotated[float | None, typer.Option(help="how long; default: until every sample has settled")] = None,
+    samples: Annotated[int, typer.Option(min=1, help="test samples to use")] = 8,
+    nudged: Annotated[bool, typer.Option("--nudged", help="from the free equilibrium, nudged by learn.beta")] = False,
+    folder: Annotated[Path | None, typer.Option("--out", help="folder for the files; default: in runs/")] = None,
+) -> None:
+    """Follow a network in true time, tau dx/dt = -dF/dx: settling times, energy, residual, states."""
+    trainer = _trainer(file, change)
+    from physnet.plots import simulation_picture
+    from physnet.simulation import Simulation
+    from physnet.simulation import simulate as follow
+
+    experiment, model = trainer.experiment, trainer.model
+    batch = {name: value[:samples] for name, value in trainer.test.items()}
+    initial = experiment.relax.initial
+    settings = Simulation(duration, initial="zero" if initial == "previous" else initial)
+    target = {name: batch[name] for name in model.targets} if nudged else None
+    beta = experiment.learn.beta if nudged else None
+    inputs = {name: batch[name] for name in model.inputs}
+    rows = None if inputs else len(next(iter(batch.values())))
+    seed = experiment.train.seed
+    path = follow(model, settings, target=target, beta=beta, start=None, rows=rows, seed=seed, **inputs)
+    name = experiment.graph.name or file.stem
+    where = _folder(folder or Path("runs") / f"{name}-simulation")
+    console.print(_settling_table(path, f"{name}{f', nudged, beta = {experiment.learn.beta:g}' if nudged else ''}"))
+    table = [
+        {"time": time, "sample": sample, "energy": energy, "residual": residual}
+        for time, energies, residuals in zip(
+            path.times.tolist(), path.energy.tolist(), path.residual.tolist(), strict=True
+        )
+        for sample, (energy, residual) in enumerate(zip(energies, residuals, strict=True))
+    ]
+    _write_csv(where / "simulation.csv", table)
+    picture = simulation_picture(path, where / "simulation.png")
+    console.print(f"numbers  {where / 'simulation.csv'}\npicture  {picture}", highlight=False)
+
+
+def _trainer(file: Path, change: list[str] | None) -> Trainer:
+    """The network, trained if a run is given, and its data."""
+    if not file.is_dir():
+        experiment = load_experiment(file, changes([*(change or []), "train.dtype=float64"]))
+        from physnet.training import Trainer
+
+        return Trainer(experiment)
+    if change:
+        raise DeclarationError("--set changes experiments; a run stays as it was", "give the experiment's file instead")
+    from physnet.training import load_run
+
+    return load_run(file)
+
+
+def _settling_table(path: Trajectory, title: str) -> Table:
+    table = Table(title=escape(title), caption=f"{float(path.times[-1]):g} units of time, as in tau")
+    for column in ("sample", "settling time", "residual", "energy"):
+        table.add_column(column, justify="right")
+    columns = [path.settling_time.tolist(), path.residual[-1].tolist(), path.energy[-1].tolist()]
+
+    def add(name: object, time: float, residual: float, energy: float) -> None:
+        table.add_row(str(name), f"{time:.4g}" if math.isfinite(time) else "later", f"{residual:.1e}", f"{energy:.6g}")
+
+    for sample, numbers in list(enumerate(zip(*columns, strict=True)))[:SHOWN]:
+        add(sample, *numbers)
+    table.add_section()
+    settled = [time for time in columns[0] if math.isfinite(time)]
+    add("mean", *(sum(values) / len(values) if values else math.inf for values in (settled, *columns[1:])))
+    slowest = max(range(len(columns[0])), key=columns[0].__getitem__)
+    add(f"slowest: {slowest}", *(column[slowest] for column in columns))
+    return table
+
+
+_SWEPT = (
+    "values to try, divided by commas as in a YAML list: learn.beta=.01,.1. Commas in brackets, braces and quotes "
+    "belong to a value: nodes.hidden.shape=[64],[128] tries two shapes, nodes.hidden.shape=[1,2] one"
+)
+
+
+def sweep(
+    file: File,
+    change: Annotated[list[str] | None, typer.Option("--set", help=_SWEPT)] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="seeds for each setting, counted from train.seed")] = 3,
+    folder: Annotated[Path | None, typer.Option("--out", help="folder of the sweep; default: in runs/")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="processes, with one thread each")] = os.cpu_count() or 1,
+) -> None:
+    """Train over a grid of values and seeds; what is finished in the folder is not repeated."""
+    given = changes(change)
+    if len(given) < len(change or []):
+        raise DeclarationError("--set names a key twice", "give all its values at once, divided by commas")
+    load_experiment(file)
+    from physnet.sweeping import execute, parse_values, plan, summary
+
+    swept = {key: parse_values(key, text) for key, text in given.items()}
+    folder = folder or Path("runs") / f"{file.stem}-sweep"
+    runs = plan(file, swept, seeds, folder / "runs")
+    done = sum(run.finished for run in runs)
+    console.print(f"{len(runs)} runs, {done} of them finished before" if done else f"{len(runs)} runs", highlight=False)
+    failures: dict[str, str] = {}
+    try:
+        _with_progress(runs, jobs, failures, execute)
+    finally:
+        finished = summary(runs) if folder.is_dir() else []
+        if any(row["seeds"] for row in finished):
+            _report(runs, list(runs[0].values), finished, folder)
+    for title, message in failures.items():
+        console.print(f"[red]failed:[/] {escape(title)}", highlight=False)
+        console.print(f"  {message}", markup=False, highlight=False)
+    if failures:
+        raise typer.Exit(1)
+
+
+def _with_progress(runs: Sequence[Run], jobs: int, failures: dict[str, str], execute: Any) -> None:
+    from rich.progress import Progress
+
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("training", total=len(runs), completed=sum(run.finished for run in runs))
+
+        def report(run: Run, failure: str | None) -> None:
+            if failure is not None:
+                failures[run.title] = failure
+            progress.update(task, advance=1, description=f"training{f', {len(failures)} failed' * bool(failures)}")
+
+        execute(runs, jobs, report)
+
+
+def _report(runs: Sequence[Run], keys: list[str], finished: list[dict[str, Any]], folder: Path) -> None:
+    """Write runs.csv, summary.csv and the picture; print the summary."""
+    from physnet.plots import sweep_picture
+    from physnet.sweeping import cell, rows
+
+    _write_csv(folder / "runs.csv", [{key: cell(value) for key, value in row.items()} for row in rows(runs)])
+    _write_csv(folder / "summary.csv", [{key: cell(value) for key, value in row.items()} for row in finished])
+    full = [row for row in finished if row["seeds"]]
+    metric = "test_error" if all(row["test_error_mean"] is not None for row in full) else "test_cost"
+    table = Table(box=None, header_style="bold")
+    for column in (*keys, "seeds", metric.replace("_", " ") + " %" * metric.endswith("error"), "test cost", "s"):
+        table.add_column(column, justify="right")
+    for row in finished:
+        values = [_spread(row, name) for name in (metric, "test_cost", "seconds")]
+        table.add_row(*(escape(str(cell(row[key]))) for key in keys), str(row["seeds"]), *values)
+    console.print(table)
+    files = {"every epoch": folder / "runs.csv", "summary": folder / "summary.csv"}
+    if keys:
+        files["picture"] = sweep_picture(
+            [{key: cell(value) if key in keys else value for key, value in row.items()} for row in full],
+            keys, metric, folder / "sweep.png",
+        )  # fmt: skip
+    for name, path in files.items():
+        console.print(f"{name:<11}  {path}", highlight=False)
+
+
+def _spread(row: Mapping[str, Any], name: str) -> str:
+    """Mean and standard deviation of a metric; `-` if there is no finished run."""
+    mean, deviation = row.get(f"{name}_mean"), row.get(f"{name}_std")
+    if mean is None:
+        return "-"
+    return f"{mean:.4g}" if deviation is None else f"{mean:.4g} ± {deviation:.2g}"
+
+
+def _folder(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise DataError(f"{folder}: can't be created ({problem.strerror}); choose another with --out") from None
+    return folder
+
+
+def _write_csv(path: Path, table: Sequence[Mapping[str, Any]]) -> None:
+    columns = dict.fromkeys(key for row in table for key in row)
+    try:
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(columns))
+            writer.writeheader()
+            writer.writerows(table)
+    except OSError as problem:
+        raise DataError(f"{path}: can't be written ({problem.strerror}); choose another folder with --out") from None

@@ -1,0 +1,307 @@
+"""The transients of a network in true time.
+
+    tau dx/dt = -dF/dx   within the domain
+
+A unit at a bound that its force pushes outwards stays there; everything else moves with the velocity that energy and
+time constants give. Integrators of `relax` may take any way to an equilibrium; this is the way that the device takes.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torchdiffeq import odeint
+
+from physnet.errors import DeclarationError, Fault, RelaxationError, RelaxationWarning
+from physnet.model import EnergyModel
+from physnet.problem import Problem, State
+from physnet.relaxation import Equilibrium, Relaxation, StoppingRule, blame_data, free_start, full_precision, run
+
+STIFF = ("LSODA", "BDF", "Radau")
+"""Methods of SciPy; for small networks whose time constants lie far apart."""
+METHODS = ("dopri5", *STIFF)
+"""dopri5 is torchdiffeq's; its other methods are less exact between their steps than at them."""
+STRETCH, LONGEST = 10.0, 1000.0
+"""How long the first stretch is, and when waiting for the last sample ends, in units of the largest time constant."""
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """How to simulate.
+
+    Arguments:
+        duration: how long, in the unit of time that the declaration's `tau` uses; `None` until every sample has
+            settled, but at most 1000 of the largest time constants.
+        times: how many times to record, equally spaced from 0 to the end; at least 2. Without a duration each stretch
+            of the simulation has as many, and each is as long as all before it.
+        initial: where the states start: `zero`, `forward` or `random`, as in `Relaxation`.
+        within: a sample has settled once it stays nearer to its equilibrium than this share of the way there.
+        accuracy: error that a step may make, relative to the way gone and to the steps that exact updates would make.
+        method: dopri5 (torchdiffeq); LSODA, BDF or Radau (SciPy) where time constants lie far apart.
+        max_evaluations: evaluations of the force after which to give up.
+    """
+
+    duration: float | None = None
+    times: int = 101
+    initial: str = "zero"
+    within: float = 0.01
+    accuracy: float = 1e-6
+    method: str = "dopri5"
+    max_evaluations: int = 1_000_000
+
+    def __post_init__(self) -> None:
+        def check(name: str, allowed: bool, fix: str) -> None:
+            if not allowed:
+                raise DeclarationError(Fault(f"{name} is {getattr(self, name)!r}", fix, (name,)))
+
+        check("duration", self.duration is None or 0 < self.duration < math.inf, "a positive number, or None")
+        check("times", self.times >= 2, "at least 2: the beginning and the end")
+        check("initial", self.initial in ("zero", "forward", "random"), "use zero, forward or random")
+        check("within", 0 < self.within < 1, "a share such as 0.01")
+        check("accuracy", 1e-13 <= self.accuracy < 1, "a number such as 1e-6, from 1e-13")
+        check("method", self.method in METHODS, f"use {', '.join(METHODS)}")
+        check("max_evaluations", self.max_evaluations >= 1, "at least 1")
+
+
+@dataclass
+class Trajectory:
+    """How a batch moved.
+
+    Arguments:
+        times: [times], from 0, in the declaration's unit of time.
+        states: free states by node, [times, rows, *node]. Angles are unwrapped, so that they never jump.
+        energy: F, [times, rows]; it never rises.
+        residual: relative residual as in `relax`, [times, rows].
+        settling_time: per row, when it had settled for good; infinite where it has not.
+        converged: per row, whether it has settled.
+        equilibrium: what `relax` finds from the last state on; settling is measured by it.
+    """
+
+    times: Float[Tensor, " times"]
+    states: State
+    energy: Float[Tensor, "times rows"]
+    residual: Float[Tensor, "times rows"]
+    settling_time: Float[Tensor, " rows"]
+    converged: Bool[Tensor, " rows"]
+    equilibrium: Equilibrium
+
+    def __getitem__(self, node: str) -> Tensor:
+        return self.states[node]
+
+    def wrapped(self, node: str) -> Tensor:
+        """The states of a node in their canonical form: angles in [-pi, pi)."""
+        return self.equilibrium.problem.domain(node).wrap(self.states[node])
+
+
+def simulate(
+    model: EnergyModel,
+    simulation: Simulation | float | None = None,
+    /,
+    *,
+    target: Mapping[str, Tensor] | Tensor | None = None,
+    beta: float | None = None,
+    start: Mapping[str, Tensor] | None = None,
+    rows: int | None = None,
+    seed: int = 0,
+    **inputs: Tensor,
+) -> Trajectory:
+    """Follow a network in time:  tau dx/dt = -dF/dx  within the domain, in float64.
+
+    Arguments:
+        model: the compiled energy; its nodes hold their time constants.
+        simulation: a `Simulation`, or a duration; `None` until every sample has settled.
+        target: of a nudged simulation: one tensor, or a mapping by target name. Needs `beta`.
+        beta: the nudge. It is switched on at time 0, in the free equilibrium.
+        start: free states to begin with; nodes that it leaves out start as `simulation.initial` says.
+        rows: number of samples, for networks without inputs.
+        seed: of random initial states.
+        inputs: by name of the input node, [rows, *node].
+
+    Raises:
+        RelaxationError: for states that run away, and energies that can't be integrated; says what to change.
+    """
+    settings = simulation if isinstance(simulation, Simulation) else Simulation(simulation)
+    if any(value.dtype != torch.float64 for value in model.parameters()):
+        model = copy.deepcopy(model).double()
+    inputs = {name: value.double() if torch.is_tensor(value) else value for name, value in inputs.items()}
+    with torch.no_grad(), full_precision(model.device):
+        problem, state = free_start(model, Relaxation(initial=settings.initial), start, rows, seed, inputs)
+        state = {name: value.double() for name, value in state.items()}  # a model without tensors has no dtype
+        if (target is None) != (beta is None):
+            raise RelaxationError("a nudged simulation needs both target and beta")
+        if target is not None and beta is not None:
+            state = run(problem, state, Relaxation()).states
+            targets = target if isinstance(target, Mapping) else dict.fromkeys(model.targets, target)
+            problem = problem.nudged(targets, [beta])
+        return _follow(_Motion(problem, state, settings))
+
+
+def _follow(motion: _Motion) -> Trajectory:
+    """Stretch after stretch, until the duration is over or everything has settled."""
+    settings, problem = motion.settings, motion.problem
+    ends = _stretches(settings.duration, motion.unit)
+    rule = StoppingRule(problem, 1.0, 1)
+    times, path = [torch.zeros(1, dtype=torch.float64)], [motion.moved.unsqueeze(0)]
+    equilibrium, distance = None, torch.empty(0)
+    for begin, end in zip([0.0, *ends], ends, strict=False):
+        grid = torch.linspace(begin, end, settings.times, dtype=torch.float64)
+        times.append(grid[1:])
+        path.append(motion.integrate(grid)[1:])
+        equilibrium = run(problem, motion.state(path[-1][-1]), Relaxation(), quiet=True)
+        end = motion.nearest(equilibrium.states)
+        # judged here, not where `relax` left it: an angle that runs away looks still once it is huge
+        resting = rule.residual(end) <= 1e-2 * settings.within
+        distance = motion.distance(torch.cat(path), end).where(resting, math.inf)
+        if bool((distance[-1] <= 0.1 * settings.within).all()):  # well inside, so that it can't leave again
+            break
+    assert equilibrium is not None
+    clock, states = torch.cat(times), [motion.state(moved) for moved in torch.cat(path)]
+    settled = _settling_time(clock, distance, settings.within)
+    missing = int((~settled.isfinite()).sum())
+    if missing and settings.duration is None:
+        warnings.warn(
+            f"{missing} of {len(settled)} samples have not settled after {float(clock[-1]):g} units of time; "
+            "give a duration, or look for a force that never vanishes",
+            RelaxationWarning,
+            stacklevel=4,
+        )
+    return Trajectory(
+        times=clock.to(distance),
+        states={name: torch.stack([state[name] for state in states]) for name in states[0]},
+        energy=torch.stack([problem.energy(state) for state in states]),
+        residual=torch.stack([rule.residual(state) for state in states]),
+        settling_time=settled,
+        converged=settled.isfinite(),
+        equilibrium=equilibrium,
+    )
+
+
+def _stretches(duration: float | None, unit: float) -> list[float]:
+    """When each stretch ends: one for a duration; otherwise each doubles the time."""
+    if duration is not None:
+        return [duration]
+    doublings = math.ceil(math.log2(LONGEST / STRETCH))
+    return [min(STRETCH * 2**number, LONGEST) * unit for number in range(doublings + 1)]
+
+
+def _settling_time(times: Tensor, distance: Tensor, within: float) -> Tensor:
+    """The first time after which a row stays inside; between two recorded times distances fall exponentially.
+
+    Arguments:
+        times: [times].
+        distance: from the equilibrium, as a share of the whole way, [times, rows].
+    """
+    times = times.to(distance)
+    outside = distance > within
+    last = torch.where(outside, torch.arange(len(times), device=distance.device)[:, None], -1).max(0).values
+    before, after = last.clamp(0, len(times) - 1), (last + 1).clamp(max=len(times) - 1)
+    rows = torch.arange(distance.shape[1], device=distance.device)
+    high, low = distance[before, rows], distance[after, rows].clamp_min(1e-300)
+    share = (torch.log(high / within) / torch.log(high / low)).nan_to_num(1.0).clamp(0, 1)
+    crossing = times[before] + share * (times[after] - times[before])
+    return torch.where(last < 0, 0.0, torch.where(outside[-1], math.inf, crossing))
+
+
+class _Motion:
+    """The velocity of a batch over one matrix [rows, units] of displacements from the start.
+
+    The integrator may carry a displacement slightly out of the domain, by no more than the error of a step; the unit is
+    then taken to be at the bound. Time runs in units of the largest time constant.
+    """
+
+    def __init__(self, problem: Problem, start: State, settings: Simulation) -> None:
+        self.problem, self.start, self.settings = problem, start, settings
+        self.sizes = [value[0].numel() for value in start.values()]
+        self.tau = {name: problem.model.graph.node(name).tau for name in start}
+        self.unit = max(self.tau.values())
+        self.moved = torch.zeros_like(self._pack(start))
+        self.evaluations = 0
+        ahead = [float(step.abs().max()) for step in problem.step(start).values()]
+        self.scale = max((step for step in ahead if math.isfinite(step)), default=0.0) or 1.0
+
+    def _pack(self, state: State) -> Tensor:
+        return torch.cat([value.flatten(1) for value in state.values()], 1)
+
+    def state(self, moved: Tensor) -> State:
+        """The states that a displacement leads to."""
+        pieces = zip(self.start.items(), moved.split(self.sizes, 1), strict=True)
+        return self.problem.project({name: value + piece.view_as(value) for (name, value), piece in pieces})
+
+    def velocity(self, time: Tensor, moved: Tensor) -> Tensor:
+        self.evaluations += 1
+        if self.evaluations > self.settings.max_evaluations:
+            raise self._failure(f"{self.settings.max_evaluations} evaluations of the force were not enough", time)
+        state = self.state(moved)
+        velocity: State = {}
+        for name, force in self.problem.force(state).items():
+            unbounded = force.expand_as(state[name]) * (self.unit / self.tau[name])
+            velocity[name] = self.problem.domain(name).admissible(state[name], unbounded)
+        return self._pack(velocity)
+
+    def integrate(self, times: Tensor) -> Tensor:
+        """Displacements at these times, [times, rows, units]; goes on from where the last call ended."""
+        accuracy, method = self.settings.accuracy, self.settings.method
+        stiff = method in STIFF
+        grid = times / self.unit
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # SciPy's, about options that torchdiffeq hands to all of its methods
+                path = odeint(
+                    self.velocity,
+                    self.moved,
+                    grid.to(self.moved.device),
+                    rtol=accuracy,
+                    atol=accuracy * self.scale,
+                    method="scipy_solver" if stiff else method,
+                    options={"solver": method} if stiff else {"norm": _worst_row},
+                )
+        except (AssertionError, ValueError, RuntimeError) as problem:
+            if isinstance(problem, RelaxationError):
+                raise
+            raise self._failure(str(problem).splitlines()[0][:100]) from None
+        assert isinstance(path, Tensor)
+        if len(path) != len(times):
+            raise self._failure("the step became too small")
+        if not bool(torch.isfinite(path).all()):
+            raise self._failure("the states are not finite")
+        self.moved = path[-1]
+        return path
+
+    def _failure(self, reason: str, time: Tensor | None = None) -> RelaxationError:
+        blame_data(self.problem)
+        at = "" if time is None else f" at time {float(time) * self.unit:.3g}"
+        return RelaxationError(
+            f"the simulation with {self.settings.method} stopped{at} after {self.evaluations} evaluations of the "
+            f"force: {reason}; look for energies that fall without bound and for time constants that lie far apart "
+            "(method='LSODA'), or allow a larger accuracy"
+        )
+
+    def nearest(self, equilibrium: State) -> State:
+        """The copy of an equilibrium, among those whole turns away, that is nearest to where the batch is now."""
+        return {
+            name: value + self.problem.domain(name).difference(equilibrium[name], value)
+            for name, value in self.state(self.moved).items()
+        }
+
+    def distance(self, path: Tensor, end: State) -> Tensor:
+        """How far every row is from its end, as a share of the whole way, [times, rows]."""
+        start, goal = self._pack(self.start), self._pack(end)
+        left = torch.stack([torch.linalg.vector_norm(self._pack(self.state(moved)) - goal, dim=1) for moved in path])
+        whole = torch.linalg.vector_norm(goal - start, dim=1)
+        # where there is no way to go, everything is within the resolution of the numbers
+        resolution = 1e3 * torch.finfo(path.dtype).eps * (1 + torch.linalg.vector_norm(goal, dim=1))
+        return torch.where(whole <= resolution, torch.zeros_like(left), left / whole.clamp_min(resolution))
+
+
+def _worst_row(error: Tensor) -> Tensor:
+    """The error of the worst sample, so that no sample is averaged away; of its units it is the root mean square."""
+    if error.dim() < 2:
+        return error.abs().max()
+    return error.square().mean(1).sqrt().max()
