@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from physnet.errors import DeclarationError, Fault, RelaxationError, RelaxationWarning, ShapeError
-from physnet.problem import Problem, State
+from physnet.problem import Problem, Share, State
 from physnet.randomness import stream
 
 if TYPE_CHECKING:
@@ -279,10 +279,16 @@ def full_precision(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, enabled=False)
 
 
-def initial_state(problem: Problem, initial: str, generator: torch.Generator, previous: State | None = None) -> State:
+def initial_state(
+    problem: Problem,
+    initial: str,
+    generator: torch.Generator,
+    previous: State | None = None,
+    share: Share | None = None,
+) -> State:
     """The state that a free phase starts from; `previous` falls back to zero where it doesn't fit."""
     if initial == "random":
-        return problem.random(generator)
+        return problem.random(generator, share)
     state = problem.zero()
     if initial == "previous" and previous is not None and all(_alike(previous[name], state[name]) for name in state):
         return previous
