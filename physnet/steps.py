@@ -70,6 +70,7 @@ class Steps:
         self.settings, self.data, self.wishes = settings, data, wishes
         self.parallel, self._optimizer = accelerator.prepare(engine, optimizer)
         self.position, self.tally = Position(), Tally(engine.model.device)
+        self._agreed = False, False
 
     def next_epoch(self) -> None:
         """Go to the beginning of the next epoch."""
@@ -77,11 +78,16 @@ class Steps:
         self.position = Position(now.epoch + 1, 0, now.steps, now.batches, now.rows)
         self.tally = Tally(self.engine.model.device)
 
-    def take(self, rows: Tensor) -> tuple[float, bool, bool]:
+    @property
+    def agreed(self) -> tuple[bool, bool]:
+        """Whether a checkpoint is due and whether to stop, now that a step is done: the same in all processes."""
+        return self.wishes() if self.accelerator.num_processes == 1 else self._agreed
+
+    def take(self, rows: Tensor) -> float:
         """One step over the samples with these numbers, in as many batches as they make.
 
         Returns:
-            The mean cost, whether a checkpoint is due, and whether to stop: the same in all processes.
+            The mean cost.
 
         Raises:
             TrainingError: for a cost, gradient or parameter that isn't finite, by name.
@@ -89,12 +95,12 @@ class Steps:
         """
         self._optimizer.zero_grad(set_to_none=True)
         self.position.steps += 1
-        cost, due, stopping, batch = torch.zeros((), device=rows.device), False, False, dict[str, Tensor]()
+        cost, batch = torch.zeros((), device=rows.device), dict[str, Tensor]()
         parts = rows.split(self.settings.batch)
         for number, part in enumerate(parts, 1):
             # processes exchange only the gradient of the whole step
             with self.accelerator.no_sync(self.parallel) if number < len(parts) else nullcontext():
-                batch, more, due, stopping = self._backward(part, len(part) / len(rows))
+                batch, more = self._backward(part, len(part) / len(rows))
             cost = cost + more
         tensors = list(self.engine.model.tensors.values())
         value, fine = all_finite(cost, [*(t.grad for t in tensors if t.grad is not None), *tensors])
@@ -104,7 +110,7 @@ class Steps:
         if self.settings.clip is not None:
             self.accelerator.clip_grad_norm_(self.parallel.parameters(), self.settings.clip)
         self._optimizer.step()
-        return value, due, stopping
+        return value
 
     def refuse_nonfinite_parameters(self) -> None:
         """Look at what the last step has left.
@@ -126,7 +132,7 @@ class Steps:
 
     # ------------------------------------------------------------------------ one batch
 
-    def _backward(self, part: Tensor, weight: float) -> tuple[dict[str, Tensor], Tensor, bool, bool]:
+    def _backward(self, part: Tensor, weight: float) -> tuple[dict[str, Tensor], Tensor]:
         """Add the gradient of one batch, of which this process works on its share.
 
         Arguments:
@@ -144,11 +150,12 @@ class Steps:
         try:
             loss = self.parallel(step=position.batches, **batch)
         except RelaxationError as error:
-            failure = explain_nonfinite(engine, batch, str(position)) or type(error)(f"{position}: {error}")
+            began = "; reduce the learning rate, or set train.clip" if position.steps > 1 else ""
+            failure = explain_nonfinite(engine, batch, str(position)) or type(error)(f"{position}: {error}{began}")
         finally:
             engine.share = None
         weight *= share.count / share.total
-        cost, due, stopping = self._agree(failure, torch.zeros(()) if loss is None else loss.detach() * weight)
+        cost = self._agree(failure, torch.zeros(()) if loss is None else loss.detach() * weight)
         assert loss is not None
         accelerator.backward(loss * (weight * share.processes))  # which divides by the number of processes
         if share.count:
@@ -156,26 +163,24 @@ class Steps:
             assert record is not None
             hit = hits(engine.model, record.free.states, batch)
             self.tally.add(record.cost, hit, record.free, record.nudged)
-        return batch, cost, due, stopping
+        return batch, cost
 
-    def _agree(self, failure: Exception | None, cost: Tensor) -> tuple[Tensor, bool, bool]:
-        """The cost over all processes, and what to do after this step.
+    def _agree(self, failure: Exception | None, cost: Tensor) -> Tensor:
+        """The cost over all processes, which also find what they agree on.
 
         A process that can't go on says so here, before the others wait for its gradient.
         """
-        due, stopping = self.wishes()
-        others = False
         if self.accelerator.num_processes > 1:
             device = self.accelerator.device
-            said = torch.tensor([failure is not None, due, stopping], dtype=torch.float64, device=device)
+            said = torch.tensor([failure is not None, *self.wishes()], dtype=torch.float64, device=device)
             heard: Any = self.accelerator.reduce(torch.cat([said, cost.to(said).view(1)]), "sum")
-            others, due, stopping, _ = (bool(value) for value in heard.tolist())
-            cost = heard[-1]
-        if failure is None and others:
-            failure = TrainingError(f"{self.position}: another process stopped, and its message says why")
+            failed, due, stopping, _ = heard.tolist()
+            self._agreed, cost = (due > 0, stopping > 0), heard[-1]
+            if failed and failure is None:
+                failure = TrainingError(f"{self.position}: another process stopped, and its message says why")
         if failure is not None:
             raise failure
-        return cost, due, stopping
+        return cost
 
     # ------------------------------------------------------------------------ checkpoints
 

@@ -172,12 +172,13 @@ class Trainer:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RelaxationWarning)  # counted instead, as `unconverged`
             for number in range(position.done, steps):
-                cost, due, stopping = self.steps.take(order[number * size : (number + 1) * size])
+                cost = self.steps.take(order[number * size : (number + 1) * size])
                 position.done, position.seconds = number + 1, time.perf_counter() - began
                 if self.board is not None:
                     self.board.cost(position.steps, cost)
                 if on_step is not None:
                     on_step(number + 1, steps, cost)
+                due, stopping = self.steps.agreed
                 if position.done < steps and (due or stopping):  # the end of the epoch has a checkpoint of its own
                     self.save()
                     if stopping:
