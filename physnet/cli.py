@@ -94,8 +94,7 @@ def _resume_command(trainer: Trainer) -> str:
     words = ["physnet", "train", "--resume", str(trainer.folder.path)]
     processes = trainer.accelerator.num_processes
     if processes > 1:
-        kind = ["--cpu"] if trainer.accelerator.device.type == "cpu" else ["--multi_gpu"]
-        words[:1] = ["accelerate", "launch", "--num_processes", str(processes), *kind, "-m", "physnet.cli"]
+        words[:1] = ["torchrun", "--nproc_per_node", str(processes), "-m", "physnet.cli"]
     return shlex.join(words)
 
 

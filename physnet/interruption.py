@@ -26,10 +26,10 @@ def stopping_on_signals(stop: Callable[[], None], *, repeated: bool = False) -> 
     received: list[int] = []
 
     def handle(number: int, _: FrameType | None) -> None:
-        received.append(number)
-        stop()
         for each in before:
             signal.signal(each, signal.SIG_IGN if repeated else signal.SIG_DFL)
+        received.append(number)
+        stop()
         if not repeated:
             os.write(2, MESSAGE)
 
