@@ -14,28 +14,39 @@ if TYPE_CHECKING:
     from physnet.connections import Dense, Identity
     from physnet.declaration import graph_from_yaml, graph_to_yaml, load_experiment
     from physnet.energy import Energy
-    from physnet.errors import DataError, DeclarationError, PhysnetError, RelaxationError, RelaxationWarning, ShapeError
+    from physnet.errors import (
+        DataError,
+        DeclarationError,
+        PhysnetError,
+        RelaxationError,
+        RelaxationWarning,
+        ShapeError,
+        TrainingError,
+    )
     from physnet.explaining import explain
     from physnet.graph import EnergyGraph
     from physnet.learning import EquilibriumPropagation, gradients
     from physnet.model import EnergyModel, compile_energy
     from physnet.protocols import Protocol
     from physnet.relaxation import Equilibrium, Integrator, Relaxation, integrator, relax
-    from physnet.training import Trainer, load_run
+    from physnet.training import Trainer, load_run, resume_run
 
 _HOMES = {
     "checking": ("check_gradients",),
     "connections": ("Dense", "Identity"),
     "declaration": ("graph_from_yaml", "graph_to_yaml", "load_experiment"),
     "energy": ("Energy",),
-    "errors": ("DataError", "DeclarationError", "PhysnetError", "RelaxationError", "RelaxationWarning", "ShapeError"),
+    "errors": (
+        *("DataError", "DeclarationError", "PhysnetError", "RelaxationError", "RelaxationWarning", "ShapeError"),
+        "TrainingError",
+    ),
     "explaining": ("explain",),
     "graph": ("EnergyGraph",),
     "learning": ("EquilibriumPropagation", "gradients"),
     "model": ("EnergyModel", "compile_energy"),
     "protocols": ("Protocol",),
     "relaxation": ("Equilibrium", "Integrator", "Relaxation", "integrator", "relax"),
-    "training": ("Trainer", "load_run"),
+    "training": ("Trainer", "load_run", "resume_run"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -45,7 +56,8 @@ __all__ = [  # noqa: RUF022
     "DataError", "DeclarationError", "PhysnetError", "RelaxationError", "RelaxationWarning", "ShapeError", "explain",
     "EnergyGraph",
     "EquilibriumPropagation", "gradients", "EnergyModel", "compile_energy", "Protocol", "Equilibrium", "Integrator",
-    "Relaxation", "integrator", "relax", "Trainer", "load_run",
+    "Relaxation", "integrator", "relax", "Trainer", "load_run", "resume_run",
+    "TrainingError",
 ]  # fmt: skip
 
 
