@@ -106,11 +106,12 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(draft, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # the name, too, has to reach the disk
-        finally:
-            os.close(folder)
+        if os.name == "posix":  # the name, too, has to reach the disk
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
     except OSError as problem:
         draft.unlink(missing_ok=True)
         raise DataError(

@@ -93,6 +93,7 @@ class Trainer:
         self.engine.attach(self.optimizer)
         self.train, self.test = self._on_device(self.data.train, dtype), self._on_device(self.data.test, dtype)
         self.steps = Steps(self.engine, self.optimizer, self.accelerator, settings, self.train, self._wishes)
+        self._identity = identity(experiment)
         self.history, self._stopping, self._saved = list[Metrics](), False, time.monotonic()
         if checkpoint is not None:
             self._restore(checkpoint)
@@ -201,10 +202,9 @@ class Trainer:
             return
         self.steps.refuse_nonfinite_parameters()
         checkpoint = self.steps.checkpoint()
-        declaration = identity(self.experiment)
         checkpoint.state |= {
-            "digest": digest(declaration),
-            "declaration": declaration,
+            "digest": digest(self._identity),
+            "declaration": self._identity,
             "seed": self.settings.seed,
             # T_max follows from the number of epochs, which may be raised
             "scheduler": None if self.scheduler is None else plain(self.scheduler.state_dict(), without=("T_max",)),
