@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from physnet.errors import DeclarationError, Fault
 from physnet.metrics import Metrics
@@ -34,7 +36,12 @@ class Board:
                     ("tensorboard",),
                 )
             ) from None
-        self._writer = SummaryWriter(folder, purge_step=step + 1)
+        self._open = lambda: SummaryWriter(folder, purge_step=step + 1)
+
+    @cached_property
+    def _writer(self) -> Any:
+        """Made when it is first needed, which is after the folder of the run."""
+        return self._open()
 
     def cost(self, step: int, cost: float) -> None:
         """The cost of a batch, shown for every tenth step."""

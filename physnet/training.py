@@ -99,12 +99,12 @@ class Trainer:
             self._restore(checkpoint)
         main = self.accelerator.is_main_process
         self.folder = RunFolder(folder) if folder is not None else None
-        if self.folder is not None and main:
-            self.folder.begin(experiment, self._facts(), resumed=checkpoint is not None)
         self.board: Board | None = None
-        if settings.tensorboard and self.folder is not None and main:
-            with experiment_faults(experiment, "train"):
-                self.board = Board(self.folder.path / "tensorboard", self.position.steps)
+        if self.folder is not None and main:
+            if settings.tensorboard:
+                with experiment_faults(experiment, "train"):
+                    self.board = Board(self.folder.path / "tensorboard", self.position.steps)
+            self.folder.begin(experiment, self._facts(), resumed=checkpoint is not None)
 
     def _on_device(self, arrays: Arrays, dtype: torch.dtype) -> dict[str, Tensor]:
         tensors = {name: torch.from_numpy(value).to(self.accelerator.device) for name, value in arrays.items()}

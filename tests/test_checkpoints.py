@@ -466,3 +466,4 @@ def test_without_tensorboard_the_fix_is_named(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(DeclarationError, match=r"not installed(.|\n)*pip install 'physnet\[tensorboard\]'") as caught:
         Trainer(parse_experiment(text(tensorboard="true")), tmp_path)
     assert caught.value.faults[0].place is not None
+    assert not list(tmp_path.iterdir())  # so that the folder can be used once it is installed
