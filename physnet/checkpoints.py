@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
 from physnet.errors import DataError
@@ -66,10 +66,10 @@ class Checkpoint:
         """
         start_anew = "put an intact copy there, or start anew with physnet train"
         try:
-            with safe_open(path, "pt") as file:
-                header = file.metadata() or {}
-                # copies, whose memory is aligned as that of any tensor: products then round as before
-                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+            content = path.read_bytes()  # at one go: a run that is still going may replace the file
+            # copies, whose memory is aligned as that of any tensor: products then round as before
+            tensors = {name: value.clone() for name, value in load(content).items()}
+            header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__", {})
         except (SafetensorError, OSError, ValueError) as problem:
             raise DataError(f"{path} can't be read as a checkpoint ({problem}); {start_anew}") from None
         version = header.get("physnet")
