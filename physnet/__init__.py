@@ -15,7 +15,15 @@ if TYPE_CHECKING:
     from physnet.declaration import graph_from_yaml, graph_to_yaml, load_experiment
     from physnet.drawing import draw
     from physnet.energy import Energy
-    from physnet.errors import DataError, DeclarationError, PhysnetError, RelaxationError, RelaxationWarning, ShapeError
+    from physnet.errors import (
+        DataError,
+        DeclarationError,
+        PhysnetError,
+        RelaxationError,
+        RelaxationWarning,
+        ShapeError,
+        TrainingError,
+    )
     from physnet.explaining import explain
     from physnet.graph import EnergyGraph
     from physnet.learning import EquilibriumPropagation, gradients
@@ -23,7 +31,7 @@ if TYPE_CHECKING:
     from physnet.protocols import Protocol
     from physnet.relaxation import Equilibrium, Integrator, Relaxation, integrator, relax
     from physnet.simulation import Simulation, simulate
-    from physnet.training import Trainer, load_run
+    from physnet.training import Trainer, load_run, resume_run
 
 _HOMES = {
     "checking": ("check_gradients",),
@@ -31,7 +39,10 @@ _HOMES = {
     "declaration": ("graph_from_yaml", "graph_to_yaml", "load_experiment"),
     "drawing": ("draw",),
     "energy": ("Energy",),
-    "errors": ("DataError", "DeclarationError", "PhysnetError", "RelaxationError", "RelaxationWarning", "ShapeError"),
+    "errors": (
+        *("DataError", "DeclarationError", "PhysnetError", "RelaxationError", "RelaxationWarning", "ShapeError"),
+        "TrainingError",
+    ),
     "explaining": ("explain",),
     "graph": ("EnergyGraph",),
     "learning": ("EquilibriumPropagation", "gradients"),
@@ -39,7 +50,7 @@ _HOMES = {
     "protocols": ("Protocol",),
     "relaxation": ("Equilibrium", "Integrator", "Relaxation", "integrator", "relax"),
     "simulation": ("Simulation", "simulate"),
-    "training": ("Trainer", "load_run"),
+    "training": ("Trainer", "load_run", "resume_run"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -49,7 +60,7 @@ __all__ = [  # noqa: RUF022
     "DataError", "DeclarationError", "PhysnetError", "RelaxationError", "RelaxationWarning", "ShapeError", "explain",
     "EnergyGraph",
     "EquilibriumPropagation", "gradients", "EnergyModel", "compile_energy", "Protocol", "Equilibrium", "Integrator",
-    "Relaxation", "integrator", "relax", "Simulation", "simulate", "Trainer", "load_run",
+    "Relaxation", "integrator", "relax", "Simulation", "simulate", "Trainer", "load_run", "resume_run", "TrainingError",
 ]  # fmt: skip
 
 

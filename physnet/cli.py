@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -40,21 +41,60 @@ def main() -> None:
 
 @app.command()
 def train(
-    file: File,
+    file: Annotated[Path | None, typer.Argument(help="an experiment in YAML", show_default=False)] = None,
     change: Set = None,
     folder: Annotated[Path | None, typer.Option("--out", help="folder of the run; default: a new one in runs/")] = None,
+    resume: Annotated[
+        Path | None, typer.Option("--resume", help="folder of an interrupted run, to go on with", show_default=False)
+    ] = None,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="write event files for TensorBoard")] = False,
 ) -> None:
-    """Train a network; write metrics, parameters and pictures into a run folder."""
-    experiment = load_experiment(file, changes(change))
-    from physnet.training import Trainer, new_folder
+    """Train a network; write metrics, parameters, checkpoints and pictures into a run folder."""
+    if (file is None) == (resume is None):
+        raise DeclarationError("train takes one experiment", "physnet train FILE, or physnet train --resume FOLDER")
+    if resume is not None and folder is not None:
+        raise DeclarationError("a resumed run stays in its folder", "leave out --out")
+    values = changes([*(change or []), *(["train.tensorboard=true"] if tensorboard else [])])
+    trainer = _begin(file, values, folder) if file is not None else _resume(resume, values)
+    from physnet.interruption import stopping_on_signals
+
+    console.quiet = not trainer.accelerator.is_main_process
+    console.print(_title(trainer.experiment, trainer))
+    with stopping_on_signals(trainer.stop, repeated=trainer.accelerator.num_processes > 1) as signals:
+        _train_with_progress(trainer)
+    if not trainer.finished:
+        console.print(f"stopped in {trainer.position}; go on with\n{_resume_command(trainer)}", soft_wrap=True)
+    elif trainer.accelerator.is_main_process:
+        _draw(trainer)
+    trainer.accelerator.end_training()
+    if not trainer.finished:
+        raise typer.Exit(128 + signals[0] if signals else 1)
+
+
+def _begin(file: Path, values: dict[str, str], folder: Path | None) -> Trainer:
+    experiment = load_experiment(file, values)
+    from physnet.training import RunFolder, Trainer, new_folder
 
     folder = folder or new_folder(experiment)
-    if (folder / "metrics.jsonl").exists():
-        raise DeclarationError(f"{folder} holds a run already", "choose another folder with --out")
-    trainer = Trainer(experiment, folder)
-    console.print(_title(experiment, trainer))
-    history = _train_with_progress(trainer)
-    _draw(trainer, history, folder)
+    if RunFolder(folder).used:
+        raise DeclarationError(f"{folder} holds a run already", f"choose another with --out, or --resume {folder}")
+    return Trainer(experiment, folder)
+
+
+def _resume(folder: Path | None, values: dict[str, str]) -> Trainer:
+    from physnet.training import resume_run
+
+    assert folder is not None
+    return resume_run(folder, values)
+
+
+def _resume_command(trainer: Trainer) -> str:
+    assert trainer.folder is not None
+    words = ["physnet", "train", "--resume", str(trainer.folder.path)]
+    processes = trainer.accelerator.num_processes
+    if processes > 1:
+        words[:1] = ["torchrun", "--nproc_per_node", str(processes), "-m", "physnet.cli"]
+    return shlex.join(words)
 
 
 @app.command()
@@ -219,10 +259,9 @@ _COLUMNS = {
 }  # fmt: skip
 
 
-def _train_with_progress(trainer: Trainer) -> list[Metrics]:
+def _train_with_progress(trainer: Trainer) -> None:
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    history: list[Metrics] = []
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -230,7 +269,7 @@ def _train_with_progress(trainer: Trainer) -> list[Metrics]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("epoch 1", status="")
+        task = progress.add_task(f"epoch {trainer.position.epoch}", status="")
 
         def on_step(number: int, batches: int, cost: float) -> None:
             if number % 10 == 0 or number == batches:
@@ -240,10 +279,9 @@ def _train_with_progress(trainer: Trainer) -> list[Metrics]:
                 progress.update(task, total=batches, completed=number, status=status)
 
         for metrics in trainer.epochs(on_step):
-            history.append(metrics)
             progress.update(task, description=f"epoch {metrics.epoch + 1}", completed=0)
-    console.print(_metrics_table(history))
-    return history
+    if trainer.history:
+        console.print(_metrics_table(trainer.history))
 
 
 def _metrics_table(history: list[Metrics]) -> Table:
@@ -266,9 +304,11 @@ def _cell(key: str, value: float | int | None) -> str:
     return f"{value:.5f}" if key.endswith("cost") else f"{value:.2f}"
 
 
-def _draw(trainer: Trainer, history: list[Metrics], folder: Path) -> None:
+def _draw(trainer: Trainer) -> None:
     from physnet.plots import learning_curve, relaxation_picture
 
+    assert trainer.folder is not None
+    history, folder = trainer.history, trainer.folder.path
     last = history[-1]
     batch = {name: value[:32] for name, value in trainer.test.items()}
     curve = learning_curve(history, folder / "learning_curve.png")

@@ -155,6 +155,10 @@ class RelaxationError(PhysnetError, RuntimeError):
     """A relaxation that can't reach an equilibrium; the message says what to change."""
 
 
+class TrainingError(PhysnetError, RuntimeError):
+    """A training that can't go on; names the tensor or file, the epoch and step, and what to change."""
+
+
 class RelaxationWarning(UserWarning):
     """A relaxation that stopped before it met its tolerance, or whose result deserves a second look."""
 

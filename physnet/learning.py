@@ -21,7 +21,7 @@ from physnet.branches import find_jumps
 from physnet.contrast import Phases
 from physnet.errors import DeclarationError, Fault, ShapeError
 from physnet.model import EnergyModel, check_model
-from physnet.problem import Problem
+from physnet.problem import Problem, Share, State
 from physnet.protocols import Protocol
 from physnet.randomness import stream
 from physnet.references import Reference, find_method, protocol_of
@@ -95,6 +95,8 @@ class EquilibriumPropagation(nn.Module):
         self.nudged = Relaxation(nudged) if isinstance(nudged, str) else nudged
         self.batches = 0
         self.last: Record | None = None
+        self.previous: State | None = None  # where `initial: previous` goes on from
+        self.share: Share | None = None  # which rows of the whole batch forward gets, where processes divide it
 
     def forward(self, *, step: int | None = None, **batch: Tensor) -> Tensor:
         """Relax all phases of a batch.
@@ -123,14 +125,13 @@ class EquilibriumPropagation(nn.Module):
         """The free equilibrium of a batch, from the declared initial state; `rows` is for networks without inputs."""
         with torch.no_grad(), full_precision(self.model.device):
             problem = self.model.problem(rows, **inputs)
-            previous = self.last.free.states if self.last is not None else None
             generator = stream(self.seed, "initial", self.batches)
-            start = initial_state(problem, self.relaxation.initial, generator, previous)
+            start = initial_state(problem, self.relaxation.initial, generator, self.previous, self.share)
             return run(problem, start, self.relaxation)
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles leave out what happened in the last forward."""
-        return {**self.__dict__, "last": None}
+        return {**self.__dict__, "last": None, "previous": None, "share": None}
 
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
         """Project constrained parameters after every step of this optimizer."""
@@ -148,7 +149,7 @@ class _Equilibrate(torch.autograd.Function):
         wanted = ep.model.as_targets(targets, free.problem.rows)
         cost = ep.model.functions["cost"](free.problem.parameters, free.states, wanted)
         betas, coefficients = ep.protocol.phases(ep.beta, stream(ep.seed, "protocol", ep.batches))
-        ep.last = Record(free, None, tuple(betas), cost)
+        ep.last, ep.previous = Record(free, None, tuple(betas), cost), free.states
         if learns and any(ctx.needs_input_grad):
             ctx.save_for_backward(*leaves)  # torch then notices parameters that change before backward
             ctx.names = [*inputs, *ep.model.tensors]

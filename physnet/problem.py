@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
 
@@ -26,6 +27,31 @@ State = dict[str, Tensor]
 Block = tuple[str, ...]
 FLAT = 1e-6
 """Curvatures below this one say nothing about how far a force would carry a unit."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """The rows of a batch that one of several processes works on: every one whose number it meets when counting round.
+
+    Arguments:
+        total: rows of the whole batch.
+        rank: number of the process, from 0.
+        processes: how many there are.
+    """
+
+    total: int
+    rank: int
+    processes: int
+
+    @property
+    def count(self) -> int:
+        """How many rows are counted here; can be 0."""
+        return len(range(self.rank, self.total, self.processes))
+
+    @property
+    def rows(self) -> slice:
+        """Which rows these are; where there is none, the first one stands in, so that there is something to relax."""
+        return slice(self.rank, None, self.processes) if self.count else slice(0, 1)
 
 
 class Problem:
@@ -125,10 +151,11 @@ class Problem:
             }
         )
 
-    def random(self, generator: torch.Generator) -> State:
-        """A random state, drawn from the domain of every node."""
+    def random(self, generator: torch.Generator, share: Share | None = None) -> State:
+        """A random state, drawn from the domain of every node; of a share, the same as it is in the whole batch."""
+        rows, kept = (self.rows, slice(None)) if share is None else (share.total, share.rows)
         return {
-            name: self.domain(name).random((self.rows, *self._shape(name)), generator, self.like)
+            name: self.domain(name).random((rows, *self._shape(name)), generator, self.like)[kept]
             for name in self.model.free
         }
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from physnet.displaced import Displaced, nudge
 from physnet.errors import DeclarationError, Fault, RelaxationError, RelaxationWarning, ShapeError
 from physnet.model import check_model
-from physnet.problem import Problem, State
+from physnet.problem import Problem, Share, State
 from physnet.randomness import stream
 from physnet.registry import Registry, subclass_of
 
@@ -315,10 +315,16 @@ def full_precision(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, enabled=False)
 
 
-def initial_state(problem: Problem, initial: str, generator: torch.Generator, previous: State | None = None) -> State:
+def initial_state(
+    problem: Problem,
+    initial: str,
+    generator: torch.Generator,
+    previous: State | None = None,
+    share: Share | None = None,
+) -> State:
     """The state that a free phase starts from; `previous` falls back to zero where it doesn't fit."""
     if initial == "random":
-        return problem.random(generator)
+        return problem.random(generator, share)
     state = problem.zero()
     if initial == "previous" and previous is not None and all(_alike(previous[name], state[name]) for name in state):
         return previous

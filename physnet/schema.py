@@ -98,6 +98,13 @@ class LearnSchema(_Strict):
     nudged: NudgedSchema | None = None
 
 
+class CheckpointSchema(_Strict):
+    """When a checkpoint is written, besides at the end of every epoch."""
+
+    seconds: float = Field(default=60.0, gt=0, description="after so many seconds; .inf for never")
+    steps: int | None = Field(default=None, ge=1, description="after so many steps of the optimizer")
+
+
 class TrainSchema(_Strict):
     """How the network is trained, and on what."""
 
@@ -111,6 +118,10 @@ class TrainSchema(_Strict):
     dtype: Literal["float32", "float64"] = "float32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = Field(default=None, ge=1)
+    clip: float | None = Field(default=None, gt=0, description="bound on the norm of the whole gradient")
+    accumulate: int = Field(default=1, ge=1, description="batches whose gradients make one step of the optimizer")
+    checkpoint: CheckpointSchema = Field(default_factory=lambda: CheckpointSchema())
+    tensorboard: bool = False
 
 
 class ExperimentSchema(_Strict):

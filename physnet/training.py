@@ -1,71 +1,41 @@
 """Training: one generic loop over any energy, with accelerate underneath.
 
-A run is a folder that holds everything needed to repeat it: the resolved declaration, its digest, versions and seeds,
-metrics as JSON lines, and the parameters.
+All randomness is a pure function of seed, epoch and step. A run is therefore restored by its tensors and its position
+alone, and goes on exactly as if it had never been interrupted. Where several processes share the batches, each of them
+works on its rows, and gradients, costs and tallies are those of the whole batch.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import platform
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
-from torchmetrics.classification import MulticlassAccuracy
 
-import physnet
+from physnet.board import Board
+from physnet.checkpoints import Checkpoint, plain
 from physnet.data import Arrays, DataSet, load_data, match
 from physnet.declaration import Experiment, load_experiment
-from physnet.errors import DataError, DeclarationError, RelaxationWarning
+from physnet.errors import DataError, DeclarationError, RelaxationError, RelaxationWarning, TrainingError
 from physnet.learning import EquilibriumPropagation
+from physnet.metrics import Means, Metrics, evaluate
 from physnet.model import EnergyModel, compile_energy
 from physnet.optimizers import make_optimizer, make_scheduler
 from physnet.randomness import stream
 from physnet.relaxation import Relaxation, make_integrator
+from physnet.runs import RunFolder, check_run, differences, digest, identity, new_folder
 from physnet.schema import LearnSchema, NudgedSchema, RelaxSchema
-from physnet.sources import dump_yaml
-
-EVALUATION_BATCH = 500
-
-
-@dataclass
-class Metrics:
-    """What one epoch came to. Errors are in per cent; `None` where targets are not classes.
-
-    Arguments:
-        epoch: from 1.
-        train_cost, test_cost: mean cost at the free equilibrium (training: during the epoch).
-        train_error, test_error: share of wrong classes.
-        sweeps, nudged_sweeps: mean number of sweeps of a sample.
-        residual: mean relative residual of the free phases.
-        unconverged: share of the samples, in per cent, whose free phase missed its tolerance.
-        rate: learning rate of the first group.
-        seconds: training time of the epoch, without evaluation.
-    """
-
-    epoch: int
-    train_cost: float
-    test_cost: float
-    train_error: float | None
-    test_error: float | None
-    sweeps: float
-    nudged_sweeps: float
-    residual: float
-    unconverged: float
-    rate: float
-    seconds: float
+from physnet.steps import Position, Steps
 
 
 def relaxation_settings(schema: NudgedSchema) -> Relaxation:
@@ -92,13 +62,21 @@ class Trainer:
         experiment: the declaration.
         folder: where the run is written; `None` writes nothing.
         compiled: a model of the same graph, whose parameters are then drawn anew; compiled here if not given.
+        checkpoint: what to go on from; see `resume_run`.
 
     Raises:
         DeclarationError, DataError: if the experiment can't be run as declared.
     """
 
-    def __init__(self, experiment: Experiment, folder: Path | None = None, compiled: EnergyModel | None = None) -> None:
+    def __init__(
+        self,
+        experiment: Experiment,
+        folder: str | Path | None = None,
+        compiled: EnergyModel | None = None,
+        checkpoint: Checkpoint | None = None,
+    ) -> None:
         self.experiment, settings = experiment, experiment.train
+        self.settings = settings
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
         if settings.device == "cuda" and not torch.cuda.is_available():
@@ -116,178 +94,154 @@ class Trainer:
         self.model = model
         with experiment_faults(experiment, "relax"):
             make_integrator(experiment.relax.integrator, experiment.relax.options)
-        engine_ = engine(model, experiment.relax, experiment.learn, settings.seed)
+        self.engine = engine(model, experiment.relax, experiment.learn, settings.seed)
         with experiment_faults(experiment, "train", "optimizer"):
-            optimizer = make_optimizer(model, settings.optimizer, settings.rates)
+            self.optimizer = make_optimizer(model, settings.optimizer, settings.rates)
         with experiment_faults(experiment, "train", "scheduler"):
-            self.scheduler = make_scheduler(optimizer, settings.scheduler, settings.epochs)
-        engine_.attach(optimizer)
-        self.ep, self.optimizer = self.accelerator.prepare(engine_, optimizer)
-        self.engine, self.step = engine_, 0
+            self.scheduler = make_scheduler(self.optimizer, settings.scheduler, settings.epochs)
+        self.engine.attach(self.optimizer)
         self.train, self.test = self._on_device(self.data.train, dtype), self._on_device(self.data.test, dtype)
-        self.folder = folder if self.accelerator.is_main_process else None
-        if self.folder is not None:
-            self._write_header(self.folder)
+        self.steps = Steps(self.engine, self.optimizer, self.accelerator, settings, self.train, self._wishes)
+        self._identity = identity(experiment)
+        self.history, self._stopping, self._saved = list[Metrics](), False, time.monotonic()
+        if checkpoint is not None:
+            self._restore(checkpoint)
+        main = self.accelerator.is_main_process
+        self.folder = RunFolder(folder) if folder is not None else None
+        self.board: Board | None = None
+        if self.folder is not None and main:
+            if settings.tensorboard:
+                with experiment_faults(experiment, "train"):
+                    self.board = Board(self.folder.path / "tensorboard", self.position.steps)
+            self.folder.begin(experiment, self._facts(), resumed=checkpoint is not None)
 
     def _on_device(self, arrays: Arrays, dtype: torch.dtype) -> dict[str, Tensor]:
         tensors = {name: torch.from_numpy(value).to(self.accelerator.device) for name, value in arrays.items()}
         return {name: value.to(dtype) if value.is_floating_point() else value for name, value in tensors.items()}
 
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "device": str(self.accelerator.device),
+            "threads": torch.get_num_threads(),
+            "processes": self.accelerator.num_processes,
+            "parameters": sum(value.numel() for value in self.model.parameters()),
+        }
+
+    @property
+    def position(self) -> Position:
+        """Where the run stands."""
+        return self.steps.position
+
+    @property
+    def finished(self) -> bool:
+        """Whether all declared epochs are done."""
+        return self.position.epoch > self.settings.epochs
+
+    def stop(self) -> None:
+        """Let `epochs` end after the step in progress, with a checkpoint; may be called from a signal handler."""
+        self._stopping = True
+
+    # ------------------------------------------------------------------------ the loop
+
     def epochs(self, on_step: Callable[[int, int, float], None] | None = None) -> Iterator[Metrics]:
-        """Train epoch by epoch.
+        """Train epoch by epoch, up to the declared number or until `stop` is called.
 
         Arguments:
-            on_step: called with the batch number, the number of batches and the cost of the batch.
-        """
-        for epoch in range(1, self.experiment.train.epochs + 1):
-            metrics = self._epoch(epoch, on_step)
-            if self.folder is not None:
-                with (self.folder / "metrics.jsonl").open("a") as file:
-                    file.write(json.dumps(asdict(metrics)) + "\n")
-                save_file(self.model.state_dict(), self.folder / "parameters.safetensors")
-            yield metrics
+            on_step: called with the number of the step in its epoch, the number of steps and the cost of the batch.
 
-    def _epoch(self, epoch: int, on_step: Callable[[int, int, float], None] | None) -> Metrics:
-        settings, began = self.experiment.train, time.perf_counter()
-        samples = len(next(iter(self.train.values())))
-        order = torch.randperm(samples, generator=stream(settings.seed, "shuffle", epoch)).to(self.accelerator.device)
-        tally, batches = Tally(), math.ceil(samples / settings.batch)
-        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
+        Raises:
+            TrainingError, RelaxationError: for values that aren't finite, with the tensor or node, epoch and step.
+            DataError: if the folder can't be written.
+        """
+        while not self.finished and not self.steps.anyone(self._stopping):
+            try:
+                metrics = self._epoch(on_step)
+            except (TrainingError, RelaxationError) as error:
+                raise self._with_advice(error) from None
+            if metrics is None:
+                break
+            self.history.append(metrics)
+            self.steps.next_epoch()
+            if self.board is not None:
+                self.board.epoch(self.position.steps, metrics)
+            if self.folder is not None and self.accelerator.is_main_process:
+                self.folder.write_metrics(self.history)
+                self.folder.write_parameters(self.model.state_dict())
+            self.save()
+            yield metrics
+        if self.board is not None:
+            self.board.close()
+
+    def _epoch(self, on_step: Callable[[int, int, float], None] | None) -> Metrics | None:
+        """One epoch, or what is left of it; `None` if it was stopped on the way."""
+        settings, position, began = self.settings, self.position, time.perf_counter() - self.position.seconds
+        samples, size = len(next(iter(self.train.values()))), settings.batch * settings.accumulate
+        order = torch.randperm(samples, generator=stream(settings.seed, "shuffle", position.epoch))
+        order, steps = order.to(self.accelerator.device), math.ceil(samples / size)
         rate = self.optimizer.param_groups[0]["lr"]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RelaxationWarning)  # counted instead, as `unconverged`
-            for number in range(batches):
-                index = order[number * settings.batch : (number + 1) * settings.batch][rank::processes]
-                batch = {name: value[index] for name, value in self.train.items()}
-                self.optimizer.zero_grad(set_to_none=True)
-                self.step += 1
-                loss = self.ep(step=self.step, **batch)
-                self.accelerator.backward(loss)
-                self.optimizer.step()
-                tally.add(self.engine, batch)
+            for number in range(position.done, steps):
+                cost = self.steps.take(order[number * size : (number + 1) * size])
+                position.done, position.seconds = number + 1, time.perf_counter() - began
+                if self.board is not None:
+                    self.board.cost(position.steps, cost)
                 if on_step is not None:
-                    on_step(number + 1, batches, float(loss.detach()))
-            seconds = time.perf_counter() - began
+                    on_step(number + 1, steps, cost)
+                due, stopping = self.steps.agreed
+                if position.done < steps and (due or stopping):  # the end of the epoch has a checkpoint of its own
+                    self.save()
+                    if stopping:
+                        return None
             if self.scheduler is not None:
                 self.scheduler.step()
-            test_cost, test_error = evaluate(self.engine, self.test)
-        train_cost = tally.cost()
-        if not math.isfinite(train_cost):
-            raise DataError(f"the cost is {train_cost} in epoch {epoch}: reduce the learning rate")
+            self.steps.refuse_nonfinite_parameters()
+            test = evaluate(self.engine, self.test, self.accelerator)
+        train = Means.of(self.steps.tally.gathered(self.accelerator))
         return Metrics(
-            epoch, train_cost, test_cost, tally.error(), test_error, *tally.relaxation(), rate, seconds
+            position.epoch, train.cost, test[0], train.error, test[1], train.sweeps, train.nudged_sweeps,
+            train.residual, train.unconverged, rate, position.seconds,
         )  # fmt: skip
 
-    def _write_header(self, folder: Path) -> None:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as problem:
-            raise DataError(f"{folder}: can't be created ({problem.strerror}); choose another with --out") from None
-        (folder / "experiment.yaml").write_text(dump_yaml(self.experiment.resolved()))
-        packages = ("torch", "sympy", "networkx", "numpy", "accelerate", "torchdiffeq")
-        header = {
-            "physnet": 1,
-            "declared_in": Path(self.experiment.source.name).name,
-            "digest": self.experiment.graph.digest,
-            "seed": self.experiment.train.seed,
-            "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-            "versions": {
-                "physnet": physnet.__version__,
-                "python": platform.python_version(),
-                **{name: version(name) for name in packages},
-            },
-            "device": str(self.accelerator.device),
-            "threads": torch.get_num_threads(),
-            "parameters": sum(value.numel() for value in self.model.parameters()),
+    # ------------------------------------------------------------------------ checkpoints
+
+    def save(self) -> None:
+        """Write a checkpoint, if the run has a folder. All processes have to call this together."""
+        if self.folder is None:
+            return
+        self.steps.refuse_nonfinite_parameters()
+        checkpoint = self.steps.checkpoint()
+        checkpoint.state |= {
+            "digest": digest(self._identity),
+            "declaration": self._identity,
+            "seed": self.settings.seed,
+            # T_max follows from the number of epochs, which may be raised
+            "scheduler": None if self.scheduler is None else plain(self.scheduler.state_dict(), without=("T_max",)),
+            "history": [asdict(metrics) for metrics in self.history],
         }
-        (folder / "run.json").write_text(json.dumps(header, indent=2) + "\n")
+        if self.accelerator.is_main_process:
+            checkpoint.write(self.folder.checkpoint)
+            if self.board is not None:
+                self.board.flush()
+        self._saved = time.monotonic()
 
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        state = checkpoint.state
+        self.steps.restore(checkpoint)
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(self.scheduler.state_dict() | state["scheduler"])
+        self.history = [Metrics(**metrics) for metrics in state["history"]]
 
-class Tally:
-    """Sums over an epoch, kept on the device until they are asked for."""
+    def _wishes(self) -> tuple[bool, bool]:
+        """Whether this process wants a checkpoint after the step in progress, and whether it wants to stop."""
+        every, steps = self.settings.checkpoint, self.position.steps
+        due = time.monotonic() - self._saved >= every.seconds or (every.steps is not None and steps % every.steps == 0)
+        return due and self.accelerator.is_main_process, self._stopping
 
-    def __init__(self) -> None:
-        self.costs: list[Tensor] = []
-        self.hits: list[Tensor] = []
-        self.free: list[Tensor] = []
-        self.nudged: list[Tensor] = []
-
-    def add(self, engine: EquilibriumPropagation, batch: Mapping[str, Tensor]) -> None:
-        """Note the last forward of an engine."""
-        record = engine.last
-        assert record is not None
-        self.costs.append(record.cost)
-        hit = hits(engine.model, record.free.states, batch)
-        if hit is not None:
-            self.hits.append(hit)
-        free = record.free
-        self.free.append(
-            torch.stack([free.sweeps.to(free.residual), free.residual, (~free.converged).to(free.residual)])
-        )
-        if record.nudged is not None:
-            self.nudged.append(record.nudged.sweeps)
-
-    def cost(self) -> float:
-        return float(torch.cat(self.costs).double().mean())
-
-    def error(self) -> float | None:
-        return _per_cent(float(torch.cat(self.hits).double().mean())) if self.hits else None
-
-    def relaxation(self) -> tuple[float, float, float, float]:
-        """Mean sweeps, mean nudged sweeps, mean residual, share of unconverged samples in per cent."""
-        sweeps, residual, missed = torch.cat(self.free, 1).double().mean(1).tolist()
-        nudged = float(torch.cat(self.nudged).double().mean()) if self.nudged else 0.0
-        return sweeps, nudged, residual, 100 * missed
-
-
-def _per_cent(accuracy: float) -> float:
-    """The error in per cent, without the digits that float32 made up."""
-    return round(100 * (1 - accuracy), 4)
-
-
-def class_target(model: EnergyModel, batch: Mapping[str, Tensor]) -> str | None:
-    """The target that holds class indices, if there is one."""
-    for name in model.targets:
-        if name in batch and not batch[name].is_floating_point() and batch[name].dim() == 1:
-            return name
-    return None
-
-
-def hits(model: EnergyModel, states: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Tensor | None:
-    """Whether each sample is classified correctly; `None` where targets are not classes."""
-    target = class_target(model, batch)
-    return None if target is None else model.scores(states, target).argmax(1) == batch[target]
-
-
-@torch.no_grad()
-def evaluate(engine: EquilibriumPropagation, data: Mapping[str, Tensor]) -> tuple[float, float | None]:
-    """Mean cost and error in per cent at the free equilibrium."""
-    model = engine.model
-    target = class_target(model, data)
-    samples = len(next(iter(data.values())))
-    classes = math.prod(model.targets[target].shape) if target else 2
-    accuracy = MulticlassAccuracy(classes, average="micro").to(next(iter(data.values())).device)
-    cost = 0.0
-    # a state that the training batches left behind is no part of an evaluation
-    fresh = engine if engine.relaxation.initial != "previous" else _from_zero(engine)
-    for start in range(0, samples, EVALUATION_BATCH):
-        batch = {name: value[start : start + EVALUATION_BATCH] for name, value in data.items()}
-        free = fresh.settle({name: batch[name] for name in model.inputs})
-        targets = model.as_targets({name: batch[name] for name in model.targets}, free.problem.rows)
-        cost += float(model.functions["cost"](model.tensors, free.states, targets).double().sum())
-        if target is not None:
-            accuracy.update(model.scores(free.states, target).argmax(1), batch[target])
-    return cost / samples, None if target is None else _per_cent(float(accuracy.compute()))
-
-
-def _from_zero(engine: EquilibriumPropagation) -> EquilibriumPropagation:
-    return EquilibriumPropagation(
-        engine.model,
-        engine.beta,
-        engine.protocol,
-        relaxation=replace(engine.relaxation, initial="zero"),
-        seed=engine.seed,
-    )
+    def _with_advice(self, error: Exception) -> Exception:
+        if self.folder is None or not self.folder.checkpoint.exists():
+            return error
+        return type(error)(f"{error}\n{self.folder.checkpoint} holds the last good state")
 
 
 @contextmanager
@@ -304,31 +258,54 @@ def experiment_faults(experiment: Experiment, *path: str) -> Iterator[None]:
 # --------------------------------------------------------------------------- runs
 
 
-def new_folder(experiment: Experiment, root: str | Path = "runs") -> Path:
-    """A fresh folder name for a run: name, digest and seed, and a number if it was run before."""
-    stem = f"{experiment.graph.name or 'run'}-{experiment.graph.digest[:8]}-seed{experiment.train.seed}"
-    candidates = (Path(root) / (stem if number == 1 else f"{stem}-{number}") for number in range(1, 10**6))
-    return next(path for path in candidates if not path.exists())
-
-
 def load_run(folder: str | Path) -> Trainer:
-    """A finished run: its experiment, data and trained parameters.
+    """A run that has come through an epoch: its experiment, data and trained parameters.
 
     Raises:
         DeclarationError: if the folder is not a run.
+        DataError: if its parameters are damaged.
     """
-    folder = Path(folder)
-    parameters = folder / "parameters.safetensors"
-    if not parameters.is_file():
+    run = RunFolder(folder)
+    if not run.parameters.is_file():
         raise DeclarationError(f"{folder} is not a finished run", "give the folder that physnet train printed")
-    trainer = Trainer(load_experiment(folder / "experiment.yaml"))
+    trainer = Trainer(load_experiment(run.experiment))
     try:
-        trainer.model.load_state_dict(load_file(parameters))
+        trainer.model.load_state_dict(load_file(run.parameters))
     except (SafetensorError, RuntimeError, OSError) as problem:
-        raise DataError(
-            f"{parameters} doesn't hold the parameters of {folder / 'experiment.yaml'}: {problem}"
-        ) from None
+        raise DataError(f"{run.parameters} doesn't hold the parameters of {run.experiment}: {problem}") from None
     return trainer
 
 
-__all__ = ["DataSet", "Metrics", "Trainer", "evaluate", "load_run", "new_folder"]
+def resume_run(folder: str | Path, changes: Mapping[str, str] | None = None) -> Trainer:
+    """A run that was interrupted, ready to go on from its last checkpoint as if nothing had happened.
+
+    Arguments:
+        changes: values to change, by dotted key; only those that leave the run the same, such as `train.epochs`.
+
+    Raises:
+        DeclarationError: if the folder is not a run, the run is finished, or its declaration has changed.
+        DataError: if the checkpoint is damaged.
+    """
+    run = RunFolder(folder)
+    check_run(run)
+    experiment = load_experiment(run.experiment, changes)
+    if not run.checkpoint.exists() and not run.metrics.exists():
+        return Trainer(experiment, run.path)  # interrupted before the first checkpoint: nothing has been kept
+    checkpoint = Checkpoint.read(run.checkpoint)
+    declaration = identity(experiment)
+    if digest(declaration) != checkpoint.state["digest"]:
+        changed = "; ".join(differences(checkpoint.state["declaration"], declaration))
+        raise DeclarationError(
+            f"{run.checkpoint} belongs to another declaration than {run.experiment}: {changed}",
+            "take the change back, or start a new run with physnet train",
+        )
+    done = checkpoint.state["position"]["epoch"] - 1
+    if done >= experiment.train.epochs:
+        raise DeclarationError(
+            f"{run.path} is finished: all of its {experiment.train.epochs} epochs are done",
+            f"allow more with --set train.epochs={2 * done}",
+        )
+    return Trainer(experiment, run.path, checkpoint=checkpoint)
+
+
+__all__ = ["DataSet", "Metrics", "Trainer", "evaluate", "load_run", "new_folder", "resume_run"]

@@ -102,6 +102,9 @@ def test_a_damaged_run_ends_with_status_2(tmp_path: Path) -> None:
         ("evaluate", "absent"),
         ("train", DIGITS, "--set", "train"),
         ("train",),
+        ("train", DIGITS, "--resume", "absent"),
+        ("train", "--resume", "absent"),
+        ("train", "--resume", "absent", "--out", "other"),
         ("sing",),
     ],
 )

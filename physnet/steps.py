@@ -1,0 +1,228 @@
+"""Steps of an optimizer over batches that several processes may share.
+
+gradient of a step = mean over its samples, whichever process and batch they are in
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from physnet.checkpoints import Checkpoint, optimizer_state, restore_optimizer
+from physnet.errors import RelaxationError, TrainingError
+from physnet.learning import EquilibriumPropagation
+from physnet.metrics import Tally, hits
+from physnet.nonfinite import all_finite, explain_nonfinite, nonfinite_parameter
+from physnet.problem import Share
+from physnet.schema import TrainSchema
+
+
+@dataclass
+class Position:
+    """Where a run stands.
+
+    Arguments:
+        epoch: the one in progress, from 1.
+        done: steps of the optimizer that are done in it.
+        steps: steps of the optimizer since the beginning of the run.
+        batches: batches since the beginning; what random signs and states are drawn from.
+        rows: size of the last batch; 0 before the first.
+        seconds: training time of the epoch so far.
+    """
+
+    epoch: int = 1
+    done: int = 0
+    steps: int = 0
+    batches: int = 0
+    rows: int = 0
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        return f"epoch {self.epoch}, step {self.steps}"
+
+
+class Steps:
+    """Takes the steps of a run, and knows where it stands.
+
+    Arguments:
+        engine, optimizer, accelerator: what takes part.
+        settings: how the network is trained.
+        data: the training samples by name.
+        wishes: asked in every step whether this process wants a checkpoint after it, and whether it wants to stop.
+    """
+
+    def __init__(
+        self,
+        engine: EquilibriumPropagation,
+        optimizer: torch.optim.Optimizer,
+        accelerator: Accelerator,
+        settings: TrainSchema,
+        data: Mapping[str, Tensor],
+        wishes: Callable[[], tuple[bool, bool]],
+    ) -> None:
+        self.engine, self.optimizer, self.accelerator = engine, optimizer, accelerator
+        self.settings, self.data, self.wishes = settings, data, wishes
+        self.parallel, self._optimizer = accelerator.prepare(engine, optimizer)
+        self.position, self.tally = Position(), Tally(engine.model.device)
+        self._agreed = False, False
+
+    def next_epoch(self) -> None:
+        """Go to the beginning of the next epoch."""
+        now = self.position
+        self.position = Position(now.epoch + 1, 0, now.steps, now.batches, now.rows)
+        self.tally = Tally(self.engine.model.device)
+
+    @property
+    def agreed(self) -> tuple[bool, bool]:
+        """Whether a checkpoint is due and whether to stop, now that a step is done: the same in all processes."""
+        return self.wishes() if self.accelerator.num_processes == 1 else self._agreed
+
+    def take(self, rows: Tensor) -> float:
+        """One step over the samples with these numbers, in as many batches as they make.
+
+        Returns:
+            The mean cost.
+
+        Raises:
+            TrainingError: for a cost, gradient or parameter that isn't finite, by name.
+            RelaxationError: for states that aren't.
+        """
+        self._optimizer.zero_grad(set_to_none=True)
+        self.position.steps += 1
+        cost, batch = torch.zeros((), device=rows.device), dict[str, Tensor]()
+        parts = rows.split(self.settings.batch)
+        for number, part in enumerate(parts, 1):
+            # processes exchange only the gradient of the whole step
+            with self.accelerator.no_sync(self.parallel) if number < len(parts) else nullcontext():
+                batch, more = self._backward(part, len(part) / len(rows))
+            cost = cost + more
+        tensors = list(self.engine.model.tensors.values())
+        value, fine = all_finite(cost, [*(t.grad for t in tensors if t.grad is not None), *tensors])
+        failure = None if fine else explain_nonfinite(self.engine, batch, str(self.position))
+        if failure is not None:
+            raise failure
+        if self.settings.clip is not None:
+            self.accelerator.clip_grad_norm_(self.parallel.parameters(), self.settings.clip)
+        self._optimizer.step()
+        return value
+
+    def refuse_nonfinite_parameters(self) -> None:
+        """Look at what the last step has left.
+
+        Raises:
+            TrainingError: naming the parameter.
+        """
+        bad = nonfinite_parameter(self.engine.model)
+        if bad is not None:
+            fix = f"reduce its learning rate (train.rates: {{{bad}: ...}}), or set train.clip"
+            raise TrainingError(f"{self.position}: the parameter {bad} is not finite: {fix}")
+
+    def anyone(self, wish: bool) -> bool:
+        """Whether a process wishes something."""
+        if self.accelerator.num_processes == 1:
+            return wish
+        heard: Any = self.accelerator.reduce(torch.tensor(float(wish), device=self.accelerator.device), "sum")
+        return bool(heard)
+
+    # ------------------------------------------------------------------------ one batch
+
+    def _backward(self, part: Tensor, weight: float) -> tuple[dict[str, Tensor], Tensor]:
+        """Add the gradient of one batch, of which this process works on its share.
+
+        Arguments:
+            part: numbers of the samples.
+            weight: of this batch in the mean over the step.
+        """
+        accelerator, position, engine = self.accelerator, self.position, self.engine
+        share = Share(len(part), accelerator.process_index, accelerator.num_processes)
+        batch = {name: value[part[share.rows]] for name, value in self.data.items()}
+        if share.total != position.rows:  # all processes have to agree on whether the last states fit
+            engine.previous, position.rows = None, share.total
+        position.batches += 1
+        loss, failure = None, None
+        engine.share = share
+        try:
+            loss = self.parallel(step=position.batches, **batch)
+        except RelaxationError as error:
+            began = "; reduce the learning rate, or set train.clip" if position.steps > 1 else ""
+            failure = explain_nonfinite(engine, batch, str(position)) or type(error)(f"{position}: {error}{began}")
+        finally:
+            engine.share = None
+        weight *= share.count / share.total
+        cost = self._agree(failure, torch.zeros(()) if loss is None else loss.detach() * weight)
+        assert loss is not None
+        accelerator.backward(loss * (weight * share.processes))  # which divides by the number of processes
+        if share.count:
+            record = engine.last
+            assert record is not None
+            hit = hits(engine.model, record.free.states, batch)
+            self.tally.add(record.cost, hit, record.free, record.nudged)
+        return batch, cost
+
+    def _agree(self, failure: Exception | None, cost: Tensor) -> Tensor:
+        """The cost over all processes, which also find what they agree on.
+
+        A process that can't go on says so here, before the others wait for its gradient.
+        """
+        if self.accelerator.num_processes > 1:
+            device = self.accelerator.device
+            said = torch.tensor([failure is not None, *self.wishes()], dtype=torch.float64, device=device)
+            heard: Any = self.accelerator.reduce(torch.cat([said, cost.to(said).view(1)]), "sum")
+            failed, due, stopping, _ = heard.tolist()
+            self._agreed, cost = (due > 0, stopping > 0), heard[-1]
+            if failed and failure is None:
+                failure = TrainingError(f"{self.position}: another process stopped, and its message says why")
+        if failure is not None:
+            raise failure
+        return cost
+
+    # ------------------------------------------------------------------------ checkpoints
+
+    def checkpoint(self) -> Checkpoint:
+        """All that a later `restore` needs. All processes have to call this together."""
+        checkpoint = Checkpoint()
+        checkpoint.put("model", self.engine.model.state_dict())
+        checkpoint.put("tally", {"sums": self.tally.gathered(self.accelerator)})
+        checkpoint.put("previous", self._whole_previous())
+        memory, numbers = optimizer_state(self.optimizer, self._names())
+        checkpoint.put("optimizer", memory)
+        checkpoint.state = {"position": asdict(self.position), "optimizer": numbers}
+        return checkpoint
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go back to the moment of a checkpoint, which may have been taken with another number of processes."""
+        device, accelerator = self.accelerator.device, self.accelerator
+        self.engine.model.load_state_dict(checkpoint.under("model"))
+        numbers = checkpoint.state["optimizer"]
+        restore_optimizer(self.optimizer, self._names(), checkpoint.under("optimizer"), numbers)
+        self.position = Position(**checkpoint.state["position"])
+        if accelerator.is_main_process:  # the other processes begin their sums anew
+            self.tally.sums = checkpoint.under("tally")["sums"].to(device)
+        share = Share(self.position.rows, accelerator.process_index, accelerator.num_processes)
+        previous = {name: value[share.rows].to(device) for name, value in checkpoint.under("previous").items()}
+        self.engine.previous = previous or None
+
+    def _names(self) -> dict[Tensor, str]:
+        return {value: name for name, value in self.engine.model.tensors.items()}
+
+    def _whole_previous(self) -> dict[str, Tensor]:
+        """The states of the last batch, put together from all processes; nothing where they aren't needed."""
+        accelerator = self.accelerator
+        previous = self.engine.previous if self.engine.relaxation.initial == "previous" else None
+        if previous is None or accelerator.num_processes == 1:
+            return previous or {}
+        share = Share(self.position.rows, accelerator.process_index, accelerator.num_processes)
+        whole: dict[str, Tensor] = {}
+        for name, value in previous.items():
+            rows = value.new_zeros(share.total, *value.shape[1:])
+            if share.count:
+                rows[share.rows] = value
+            found: Any = accelerator.reduce(rows, "sum")
+            whole[name] = found
+        return whole
