@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import sympy as sp
 
 from physnet.expressions import symbol
+from physnet.external import HERE
 from physnet.lowering import BETA, EdgePlan, NodePlan, Plan, Source, target_symbol
 from physnet.printing import TorchPrinter
 from physnet.separation import POST, PRE, X
@@ -32,13 +33,25 @@ class Vocabulary:
         table: Names = {BETA: "beta"}
         for key, spec in node.parameters.items():
             view = f"[:{', None' * (len(node.shape) - 1)}]" if spec.shape == "channel" and len(node.shape) > 1 else ""
-            table[symbol(key)] = f'p["{name}.{key}"]{view}'
+            table[symbol(key)] = f"{self.tensor(name, key)}{view}"
         for cost in self.plan.graph.costs:
             table[target_symbol(cost.target)] = f'y["{cost.target}"]'
+        for item in self.plan.nodes[name].external:
+            head = item.cost.readout
+            norm = f"*squared_norm({head.name}_edge, {self.tensor(head.name, 'w')})" if head else ""
+            table |= {HERE: self.state(name), item.tilt: f"tilt_{item.index}(p, s, y)", item.bend: f"sign(beta){norm}"}
         return table
 
     def edge_symbols(self, plan: EdgePlan) -> Names:
-        return {symbol(key): f'p["{plan.edge.name}.{key}"]' for key in plan.edge.parameters}
+        return {symbol(key): self.tensor(plan.edge.name, key) for key in plan.edge.parameters}
+
+    def tensor_of(self, owner: str, key: str) -> str:
+        """The name of the tensor that a parameter stands for: its own, or the one that it shares."""
+        name = f"{owner}.{key}"
+        return self.plan.ties.get(name, name)
+
+    def tensor(self, owner: str, key: str) -> str:
+        return f'p["{self.tensor_of(owner, key)}"]'
 
     def kernel(self, edge: str, expression: sp.Expr) -> str:
         """The weight of a product; a plain number means every pair counts once."""
