@@ -52,7 +52,7 @@ class Readout:
     def declaration(self) -> str:
         """The readout as it is written in a file, such as `dense(10)`."""
         kind, _, options = self.connection.declaration().partition("(")
-        shape = list(self.shape) if len(self.shape) > 1 else self.shape[0]
+        shape = str(list(self.shape)) if len(self.shape) > 1 else str(*self.shape)
         return f"{kind}({shape}{', ' + options if options else ')'}"
 
 

@@ -331,7 +331,8 @@ class EnergyGraph:
             if cost.target in KEYWORDS - {"target"}:
                 yield Fault(f"a target can't be called '{cost.target}', an argument of relax", "rename it", path)
             if shapes.setdefault(cost.target, shape) != shape:
-                message = f"the target '{cost.target}' belongs to states or readouts of shapes {shapes[cost.target]} and {shape}"
+                both = f"{shapes[cost.target]} and {shape}"
+                message = f"the target '{cost.target}' belongs to states or readouts of shapes {both}"
                 yield Fault(message, "give each its own target", path)
 
     def _components(self) -> Iterator[set[str]]:

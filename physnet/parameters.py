@@ -194,7 +194,7 @@ def _with_brackets(text: str) -> str:
 
 
 def parse_parameter(name: str, declared: Mapping[str, Any]) -> ParameterSpec:
-    """A parameter from its declaration: `on`, `shape`, `init`, `constraint`, `frozen`, `share`; other keys are constants.
+    """A parameter from its declaration: `on`, `shape`, `init`, `constraint`, `frozen`, `share`; others are constants.
 
     Raises:
         DeclarationError: with a path relative to the declaration.

@@ -42,9 +42,7 @@ _Parameters = Annotated[Any, _shown(type="object", description="changes to decla
 _Term = Annotated[
     Any, _shown(type=["string", "number"], description="an expression in x and y, or in parameters, or cross_entropy")
 ]
-_Readout = Annotated[
-    Any, _shown(type="string", description="a connection with the shape of its end, such as dense(10)")
-]
+_Readout = Annotated[Any, _shown(type="string", description="a connection with its end, such as dense(10)")]
 _Names = Annotated[Any, _shown(type=["string", "array"], description="a name, or a list of names")]
 _Named = Annotated[Any, _shown(type=["string", "object"], description="a name, or {name: {options}}")]
 
