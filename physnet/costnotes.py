@@ -17,7 +17,7 @@ from physnet.reductions import REDUCTIONS
 from physnet.separation import X
 
 Names = dict[sp.Basic, sp.Basic]
-NOTE = "majorised: x on the right is the current state, and beta*g is the slope of beta*C there"
+NOTE = "x on the right is the current state, where beta*C has the slope beta*g"
 
 
 def external_costs(
@@ -101,10 +101,11 @@ def readout_rule(cost: Cost, key: str) -> tuple[sp.Expr, sp.Symbol, Sum]:
 def penalty_rules(plan: Plan, tensor: str, entry: sp.Symbol) -> Iterator[Sum]:
     """beta dR/dtheta: the share of regularisers in the learning rule of a tensor."""
     for item in plan.penalties:
-        table: dict[Any, Any] = {symbol(key): symbol(name) for key, name in item.tensors.items()}
+        named: dict[Any, Any] = {symbol(key): symbol(name) for key, name in item.tensors.items()}
         for key, name in item.tensors.items():
             if name == tensor:
-                slope = derivative(item.term, symbol(key)).subs(table | {symbol(key): entry}, simultaneous=True)
+                table: dict[Any, Any] = named | {symbol(key): entry}
+                slope = derivative(item.term, symbol(key)).subs(table, simultaneous=True)
                 yield Sum("", cast(sp.Expr, symbol("beta") * slope))
 
 

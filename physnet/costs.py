@@ -257,7 +257,7 @@ def penalties(
     if not found:
         known = sorted({key for keys in owners.values() for key in keys})
         key = next((key for key in sorted(wanted) if key not in known), sorted(wanted)[0])
-        hint = did_you_mean(key, known, "use parameters that one node, edge or readout has together")
+        hint = did_you_mean(key, known, f"one node, edge or readout must have them all; there are {', '.join(known)}")
         message = f"nothing has the parameter{'s' * (len(wanted) > 1)} {', '.join(sorted(wanted))} of this regulariser"
         raise DeclarationError(Fault(message, hint, (*path, "term")))
     return list(found.values())

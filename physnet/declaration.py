@@ -199,7 +199,7 @@ class _Builder:
         match fault.path:
             case ("costs", "regulariser", int(number), *rest):
                 return replace(fault, path=(*self.regulariser_paths[number], *rest))
-            case ("costs", int(number), *rest) if self.cost_paths:
+            case ("costs", "cost", int(number), *rest):
                 return replace(fault, path=(*self.cost_paths[number], *rest))
             case ("edges", str(ends), *rest) if ends in self.edge_paths:
                 return replace(fault, path=(*self.edge_paths[ends], *rest), at_key=fault.at_key or not rest)

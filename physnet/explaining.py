@@ -97,6 +97,7 @@ def _node(graph: EnergyGraph, plan: NodePlan) -> NodeEntry:
         fields[pairs], fields[pull] = ((part,) for part in _broadcast(node, graph.edge(name)))
         energy, force = energy + pairs, force + pull
     phases = {"free": plan.free} | ({} if plan.cost == 0 else {"nudged": plan.nudged})
+    updates = {phase: _majorised(_update(solver, node, table), plan, phase) for phase, solver in phases.items()}
     return NodeEntry(
         name=node.name,
         shape=node.shape,
@@ -104,9 +105,7 @@ def _node(graph: EnergyGraph, plan: NodePlan) -> NodeEntry:
         energy=_renamed(energy, table),
         force=_tidy(_renamed(force, table)),
         fields=fields,
-        updates=_merged(
-            {phase: _majorised(_update(s, node, table), plan, phase) for phase, s in phases.items()}, "every"
-        ),
+        updates=_merged(updates, "every"),
     )
 
 
@@ -114,7 +113,7 @@ def _majorised(update: Update, plan: NodePlan, phase: str) -> Update:
     """The update as it is called where a bound stands for part of the cost."""
     if not plan.external or phase == "free" or not update.cases:
         return update
-    return replace(update, kind=NOTE if update.kind == "exact" else f"{update.kind}; {NOTE}")
+    return replace(update, kind="majorised" if update.kind == "exact" else f"majorised, {update.kind}", note=NOTE)
 
 
 def _fields(graph: EnergyGraph, plan: NodePlan) -> tuple[Names, dict[sp.Symbol, tuple[Sum, ...]]]:

@@ -146,7 +146,7 @@ def _units(node: NodeEntry) -> str:
 
 def _about(parameter: ParameterEntry) -> str:
     shape = " x ".join(map(str, parameter.shape)) or "one number"
-    tied = parameter.shared and f"shared by {', '.join(parameter.shared)}"
+    tied = f"shared by {', '.join(parameter.shared)}" if parameter.shared else ""
     parts = (shape, parameter.constraint, "frozen" if parameter.frozen else "learned", tied)
     return ", ".join(part for part in parts if part)
 

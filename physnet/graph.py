@@ -310,7 +310,7 @@ class EnergyGraph:
         """What is wrong with ties and regularisers; shapes are only known where connections fit."""
         places: dict[str, tuple[str | int, ...]] = {node.name: ("nodes", node.name) for node in self.nodes()}
         places |= {edge.name: ("edges", f"{edge.pre} -> {edge.post}") for edge in self.edges()}
-        places |= {c.readout.name: ("costs", i) for i, c in enumerate(self.costs) if c.readout is not None}
+        places |= {c.readout.name: ("costs", "cost", i) for i, c in enumerate(self.costs) if c.readout is not None}
         specs = self.specs()
         shapes = {name: shape for name, (_, shape, _) in self._all_tensors().items()} if complete else {}
         at = {name: (*places[(parts := name.split("."))[0]], "parameters", parts[1]) for name in specs}
@@ -324,7 +324,7 @@ class EnergyGraph:
     def _target_faults(self) -> Iterator[Fault]:
         shapes: dict[str, Shape] = {}
         for number, cost in enumerate(self.costs):
-            path = ("costs", number, "target")
+            path = ("costs", "cost", number, "target")
             shape = self.node(cost.node).shape if cost.readout is None else cost.readout.shape
             if cost.target in self.network and not self.node(cost.target).free:
                 yield Fault(f"the target '{cost.target}' is called like an input", "rename one of the two", path)

@@ -8,7 +8,7 @@ face.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -163,10 +163,7 @@ class Problem:
     def _minimiser(self, name: str) -> Callable[[Mapping[str, Tensor]], Tensor]:
         solver = self.solver(name)
         if isinstance(solver, GradientOnly):
-            raise RelaxationError(
-                f"the units of '{name}' have no exact update: {solver.reason}; use integrator='flow', "
-                "or change the energy"
-            )
+            return partial(_refuse, name, solver)  # when it is asked for: other nodes have theirs
         beta = self.beta_for(name)
         functions, parameters, fixed, targets = self.model.functions, self.parameters, self.fixed, self.targets
         phase = self._phase(name)
@@ -189,6 +186,12 @@ class Problem:
                 target = self._minimisers[name](state)
             steps[name] = domain.difference(target, state[name])
         return steps
+
+
+def _refuse(node: str, solver: GradientOnly, state: Mapping[str, Tensor]) -> Tensor:
+    raise RelaxationError(
+        f"the units of '{node}' have no exact update: {solver.reason}; use integrator='flow', or change the energy"
+    )
 
 
 def _repeat(value: Tensor, phases: int) -> Tensor:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
+    Units = Float[Tensor, " rows *unit"]
+
 
 class Reduction(ABC):
     """C(z, y) of one row, where z is a state or a readout and y a target of the same shape.
@@ -29,12 +31,10 @@ class Reduction(ABC):
     curvature: float | None = None
 
     @abstractmethod
-    def value(self, z: Float[Tensor, " rows *unit"], y: Float[Tensor, " rows *unit"]) -> Float[Tensor, " rows"]:
+    def value(self, z: Units, y: Units) -> Float[Tensor, " rows"]:
         """C of every row, differentiable."""
 
-    def gradient(
-        self, z: Float[Tensor, " rows *unit"], y: Float[Tensor, " rows *unit"]
-    ) -> Float[Tensor, " rows *unit"]:
+    def gradient(self, z: Units, y: Units) -> Units:
         """dC/dz; by automatic differentiation unless overridden."""
         import torch
 
@@ -42,7 +42,7 @@ class Reduction(ABC):
             variable = z.detach().requires_grad_()
             return torch.autograd.grad(self.value(variable, y).sum(), variable)[0]
 
-    def scores(self, z: Float[Tensor, " rows *unit"]) -> Float[Tensor, " rows units"]:
+    def scores(self, z: Units) -> Float[Tensor, " rows units"]:
         """C(z, 0) - C(z, e_i) for every unit i, where e_i is the one-hot target: the largest is the prediction."""
         import torch
 
