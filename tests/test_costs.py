@@ -93,6 +93,9 @@ NETWORKS: dict[str, Callable[[], EnergyGraph]] = {
 }
 
 
+EXACT = [name for name in NETWORKS if name != "steep"]  # which has no exact update in nudged phases
+
+
 def targets(model: EnergyModel) -> dict[str, Tensor]:
     """Classes for every target that has one axis."""
     hot = functional.one_hot(CLASSES, 3)[..., None].to(torch.float64)
@@ -148,7 +151,8 @@ def written_loss(name: str, model: EnergyModel) -> float:
             + 0.03 * ((p["hidden.b"] ** 2).sum() + (p["head.b"] ** 2).sum())
         ),
     }
-    return float(losses[name]())
+    with torch.no_grad():
+        return float(losses[name]())
 
 
 # --------------------------------------------------------------------------- reductions
@@ -198,8 +202,9 @@ def test_the_bound_on_the_squared_norm_holds(seed: int, shape: tuple[int, int]) 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_loss_is_the_mean_cost(name: str) -> None:
     model = model_of(name)
-    loss = EquilibriumPropagation(model, relaxation=TIGHT)(image=image(), **targets(model))
-    assert float(loss.detach()) == pytest.approx(written_loss(name, model), rel=1e-10)
+    with torch.no_grad():
+        loss = EquilibriumPropagation(model, relaxation=TIGHT)(image=image(), **targets(model))
+    assert float(loss) == pytest.approx(written_loss(name, model), rel=1e-10)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -218,7 +223,7 @@ def test_the_implicit_gradient_is_that_of_finite_differences(name: str) -> None:
         assert float((value * direction).sum()) == pytest.approx(expected, rel=1e-5, abs=1e-8), key
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", EXACT)
 @pytest.mark.parametrize(("protocol", "fall"), [("centered", 4), ("positive", 2), ("negative", 2)])
 def test_errors_fall_with_their_power_of_beta(name: str, protocol: str, fall: int) -> None:
     for key, exact in estimate(name, 0.1, "implicit").items():
@@ -277,7 +282,7 @@ def nudged_problem(model: EnergyModel, beta: float) -> Problem:
     return model.problem(image=image()).nudged(targets(model), [beta])
 
 
-@pytest.mark.parametrize("name", sorted(set(NETWORKS) - {"steep"}))
+@pytest.mark.parametrize("name", EXACT)
 @given(seed=seeds, beta=st.sampled_from([-0.3, -0.05, 0.05, 1.0, 30.0]))
 @settings(max_examples=15)
 def test_a_majorised_update_never_raises_the_true_energy(name: str, seed: int, beta: float) -> None:
@@ -300,9 +305,7 @@ def test_the_force_is_the_slope_of_the_true_energy(name: str, beta: float) -> No
         assert close(found.detach(), -slope, 1e-10)
 
 
-@pytest.mark.parametrize(
-    ("name", "beta"), [("classifier", -0.1), ("own logits", 0.3), ("newton", 0.3), ("several", -0.1)]
-)
+@pytest.mark.parametrize(("name", "beta"), [("classifier", -0.1), ("own logits", 0.3), ("several", -0.1)])
 def test_majorised_sweeps_end_where_the_gradient_flow_ends(name: str, beta: float) -> None:
     model = model_of(name)
     free = relax(model, TIGHT, image=image())
@@ -332,12 +335,15 @@ def test_a_squared_error_on_a_readout_has_a_closed_form() -> None:
 def test_a_cost_whose_curvature_has_no_bound_is_left_to_the_flow() -> None:
     model = model_of("steep")
     problem = nudged_problem(model, 0.1)
-    with pytest.raises(RelaxationError, match="log_cosh.*no constant bound"):
+    with pytest.raises(RelaxationError, match=r"log_cosh.*no constant bound"):
         relax(model, "blocks", image=image(), target=CLASSES, beta=0.1)
     assert relax(model, image=image(), target=CLASSES, beta=0.1).integrator == "flow"
     assert relax(model, image=image()).integrator == "blocks", "the free phase has no cost"
     assert "no constant bound" in str(explain(model))
     assert problem.solver("hidden").name == "quadratic"
+    ep = EquilibriumPropagation(model, 0.05, relaxation=TIGHT, nudged=Relaxation("flow", tolerance=1e-2))
+    for key, found in gradients(ep, image=image(), target=CLASSES).items():
+        assert close(found, estimate("steep", 0.1, "implicit")[key], 0.05), key
 
 
 @pytest.mark.parametrize("name", ["classifier", "own logits", "squared"])
@@ -352,7 +358,7 @@ def test_the_update_that_is_shown_is_the_one_that_is_made(name: str) -> None:
     assert "(majorised; nudged phase" in explanation.text
     p, hot = model.tensors, functional.one_hot(CLASSES, 3).to(torch.float64)
     w = p["head.w"] if "head.w" in p else torch.eye(3)
-    z = state["deep"] @ w.T + (p["head.b"] if "head.b" in p else 0)
+    z = state["deep"] @ w.T + p.get("head.b", 0)
     slope = (z if name == "squared" else z.softmax(1)) - hot
     norm = float((w @ w.T).abs().sum(1).max())
     values = {
@@ -377,7 +383,10 @@ RULES: dict[str, tuple[list[tuple[str, object, float]], Callable[[dict[str, Tens
         [("1e-2*w**2/2", (), 1.0)],
         lambda p: 5e-3 * sum((v**2).sum() for k, v in p.items() if k.endswith(".w")),  # pyright: ignore
     ),
-    "sparse": ([("abs(w) + w", "image_hidden", 0.1)], lambda p: 0.1 * (p["image_hidden.w"].abs() + p["image_hidden.w"]).sum()),
+    "sparse": (
+        [("abs(w) + w", "image_hidden", 0.1)],
+        lambda p: 0.1 * (p["image_hidden.w"].abs() + p["image_hidden.w"]).sum(),
+    ),
     "scalar and tensor": (
         [("c*w**2 + c", (), 0.3)],
         lambda p: 0.3 * (p["hidden_deep.c"] * p["hidden_deep.w"] ** 2 + p["hidden_deep.c"]).sum(),
@@ -454,10 +463,10 @@ def test_targets_have_the_shape_of_the_readout() -> None:
     hot = model.as_targets({"label": torch.tensor([6, 0])}, 2)["label"]
     assert torch.equal(hot, torch.eye(7)[[6, 0]])
     for wrong in (torch.tensor([7, 0]), torch.rand(2, 3)):
-        with pytest.raises(ShapeError, match="label.*|head"):
+        with pytest.raises(ShapeError, match="label"):
             model.as_targets({"label": wrong}, 2)
     arrays = {"image": torch.rand(2, 5).numpy(), "label": torch.tensor([0, 7]).numpy()}
-    with pytest.raises(DataError, match="classes up to 7.*7 units"):
+    with pytest.raises(DataError, match=r"classes up to 7.*7 units"):
         match(DataSet("own", arrays, arrays), model.graph)
 
 
@@ -532,7 +541,7 @@ def test_costs_survive_the_round_trip() -> None:
     texts = [
         GOOD.replace(old, new)
         for old, new in zip(("dense(2)", "0.5", "(x - y)**2/2", "1e-4*w**2/2"), others, strict=True)
-    ]  # noqa: E501
+    ]
     assert len({graph.digest, changed.digest, *(parse_experiment(text).graph.digest for text in texts)}) == 6
     assert set(changed.tensors()) == {"image_hidden.w", "hidden.b", "head.w", "head.b"}
     assert changed.tensors()["head.b"][1] == ()
