@@ -43,7 +43,7 @@ class CostEmitter(Vocabulary):
     def cost(self) -> None:
         parts: list[str] = []
         for name, plan in self.plan.nodes.items():
-            if plan.separable != 0:
+            if any(cost.node == name and not cost.external for cost in self.plan.graph.costs):
                 self.out.function(f"unit_cost_{name}(p, s, y)", f"C of every unit of {name}.")
                 self.out(f"return {self.per_unit(plan.separable, name)}")
                 parts.append(f"total(unit_cost_{name}(p, s, y))")

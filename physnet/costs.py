@@ -11,7 +11,7 @@ from __future__ import annotations
 import ast
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import sympy as sp
@@ -152,17 +152,19 @@ def make_cost(
         fix = "parameters of a node are declared with the node" if parameters else "remove it"
         raise DeclarationError(Fault(f"only a cost with a readout has {key}", fix, (*path, key), at_key=True))
     reduction = term.strip() if isinstance(term, str) and term.strip() in REDUCTIONS else ""
-    known = {} if head else node.parameters
-    parsed = sp.Integer(0) if reduction else _term(term, known, (*path, "term"))
+    parsed = sp.Integer(0) if reduction else _term(term, node.parameters if head is None else None, (*path, "term"))
     return Cost(node.name, parsed, target, _number(weight, path), reduction, head)
 
 
-def _term(term: Any, known: Iterable[str], path: Path) -> sp.Expr:
+def _term(term: Any, known: Iterable[str] | None, path: Path) -> sp.Expr:
+    """A term in x, y and parameters of its node, or `None` where there is a readout, which has none to offer."""
     parsed = located(path, lambda: parse(term))
-    if isinstance(term, str) and term.strip() in names(parsed) - {"x", "y", *known}:
+    if isinstance(term, str) and term.strip() in names(parsed) - {"x", "y", *(known or ())}:
         fix = did_you_mean(term.strip(), REDUCTIONS, f"write an expression in x and y, or {', '.join(REDUCTIONS)}")
         raise DeclarationError(Fault(f"'{term.strip()}' is neither a reduction nor an expression", fix, path))
-    faults = undeclared(parsed, term, {"x", "y"}, set(known), "cost", path)
+    faults = undeclared(parsed, term, {"x", "y"}, set(known or ()), "cost", path)
+    if faults and known is None:
+        faults = [replace(fault, fix="a term on a readout is written in x and y") for fault in faults]
     if faults:
         raise DeclarationError(faults)
     return parsed
@@ -224,7 +226,9 @@ def make_regulariser(term: Any, on: Any, weight: Any, path: Path) -> Regulariser
         raise DeclarationError(Fault(message, fix, (*path, "term")))
     if not names(parsed):
         raise DeclarationError(Fault("a cost without states and parameters has no effect", "remove it", path))
-    places = [on] if isinstance(on, str) else list(on or ())
+    places = [on] if isinstance(on, str) else list(on) if isinstance(on, list | tuple) else [on] if on else []
+    if not all(isinstance(place, str) for place in places):
+        raise DeclarationError(Fault(f"{on!r} is not a list of names", "such as [image_hidden, head]", (*path, "on")))
     return Regulariser(parsed, _number(weight, path), tuple(places))
 
 

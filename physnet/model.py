@@ -190,7 +190,7 @@ class EnergyModel(nn.Module):
         tensors, scores = self.tensors, list[Tensor]()
         plain = {cost.node for cost in self.graph.costs if cost.target == target and not cost.external}
         for name in self.free:
-            if name in plain and f"unit_cost_{name}" in self.functions:
+            if name in plain:
                 unit_cost = self.functions[f"unit_cost_{name}"]
                 quiet = {other: torch.zeros_like(states[name]) for other in self.targets}
                 lit = quiet | {target: torch.ones_like(states[name])}
