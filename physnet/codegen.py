@@ -22,7 +22,9 @@ import sympy as sp
 from physnet import scalar
 from physnet.codegen_displaced import DisplacedEmitter, clamped_sources
 from physnet.connections import RealLink
+from physnet.costcode import CostEmitter
 from physnet.expressions import derivative
+from physnet.external import HERE, at_current_state
 from physnet.lowering import (
     BETA,
     EdgePlan,
@@ -31,9 +33,9 @@ from physnet.lowering import (
     Plan,
     Source,
 )
-from physnet.printing import function_namespace, shown
+from physnet.printing import Lines, function_namespace, shown
+from physnet.reductions import REDUCTIONS
 from physnet.separation import POST, PRE, GradientOnly, Linear, Quadratic, Scalar, Sinusoid, Solver, X
-from physnet.vocabulary import Lines, Vocabulary
 
 
 def generate(plan: Plan) -> str:
@@ -62,16 +64,17 @@ def load(plan: Plan, source: str) -> dict[str, Any]:
         namespace[f"{edge.name}_edge"] = RealLink(link)
     for node in graph.nodes():
         namespace[f"{node.name}_domain"] = node.domain
+    for name, cost in graph.readouts().items():
+        assert cost.readout is not None
+        link = cost.readout.connection.bind(graph.node(cost.node).shape, cost.readout.shape)
+        namespace[f"{name}_edge"] = RealLink(link)
+    namespace |= {f"{name}_reduction": kind() for name, kind in REDUCTIONS.items()}
     exec(compile(source, filename, "exec"), namespace)  # our own text, printed from SymPy
     return namespace
 
 
-class _Emitter(Vocabulary):
+class _Emitter(CostEmitter):
     """Writes the functions of a plan."""
-
-    def __init__(self, plan: Plan, out: Lines) -> None:
-        super().__init__(plan)
-        self.out = out
 
     def emit(self) -> None:
         for plan in self.plan.nodes.values():
@@ -127,8 +130,9 @@ class _Emitter(Vocabulary):
                 self.scalar(plan, head, doc, body, solver)
 
     def split(self, plan: NodePlan, expression: sp.Expr) -> tuple[sp.Expr, sp.Expr]:
-        """(what doesn't depend on live fields, the rest)."""
-        silent: dict[Any, Any] = {field.live_symbol: 0 for field in plan.fields}
+        """(what doesn't change during a phase, the rest)."""
+        silent: dict[Any, Any] = {field.live_symbol: 0 for field in plan.fields} | {HERE: 0}
+        silent |= {item.tilt: 0 for item in plan.external}
         constant = cast(sp.Expr, expression.subs(silent))
         return constant, cast(sp.Expr, sp.expand(expression - constant))
 
@@ -154,13 +158,15 @@ class _Emitter(Vocabulary):
         name = plan.node.name
         symbols = self.node_symbols(name) | self.fixed_table(plan)
         constant, live = self.split(plan, drive)
+        made, bounds = self.prepared(plan, live.free_symbols, first=2)
         if any(field.live_symbol in curvature.free_symbols for field in plan.fields):
             self.out.function(head, doc)
-            self.out("return ()")
+            made, bounds = self.prepared(plan, curvature.free_symbols)
+            self.out(f"return ({''.join(f'{bound}, ' for bound in made)})")
             self.out.function(body, f"x = ({shown(drive)})/({shown(curvature)}), clipped to the domain.")
-            table = self.live(plan.fields, curvature.free_symbols | drive.free_symbols)
-            rate = f'reciprocal({self.print(curvature, table, symbols)}, "{name}")'
-            self.out(f"return {name}_domain.project(({self.print(drive, table, symbols)})*{rate})")
+            table = self.live(plan.fields, curvature.free_symbols | drive.free_symbols) | bounds
+            rate = f'reciprocal({self.print(curvature, symbols, table)}, "{name}")'
+            self.out(f"return {name}_domain.project(({self.print(drive, symbols, table)})*{rate})")
             return
         self.out.function(head, doc)
         unit = curvature == 1
@@ -169,21 +175,23 @@ class _Emitter(Vocabulary):
         else:
             printed = self.print(curvature, symbols)
             self.out(f'rate = reciprocal({printed}, "{name}")')
-            self.out(f"return (({self.print(constant, symbols)})*rate, rate)")
+            self.out(f"return ({', '.join([f'({self.print(constant, symbols)})*rate', 'rate', *made])})")
         self.out.function(body, f"argmin over the domain of curvature/2 x^2 - drive x, curvature = {shown(curvature)}.")
-        table = self.live(plan.fields, live.free_symbols)
+        table = self.live(plan.fields, live.free_symbols) | bounds
         terms = [] if constant == 0 else ["c[0]"]
-        printed = self.zero(name) if live == 0 else self.print(live, table, symbols)
+        printed = self.zero(name) if live == 0 else self.print(live, symbols, table)
         terms.append(printed if unit or live == 0 else f"({printed})*c[1]")
         self.out(f"return {name}_domain.project({' + '.join(terms)})")
 
     def scalar(self, plan: NodePlan, head: str, doc: str, body: str, solver: Scalar) -> None:
         name = plan.node.name
         self.out.function(head, doc)
-        self.out("return ()")
-        self.out.function(body, "The local minimum that the state descends to, by safeguarded Newton.")
         wanted = solver.energy.free_symbols
+        made, bounds = self.prepared(plan, wanted)
+        self.out(f"return ({''.join(f'{bound}, ' for bound in made)})")
+        self.out.function(body, "The local minimum that the state descends to, by safeguarded Newton.")
         table = self.live(plan.fields, wanted) | self.node_symbols(name) | self.fixed_table(plan) | {X: "x"}
+        table |= self.hoisted(plan, wanted) | bounds
         for function, expression in (("energy", solver.energy), ("slopes", (solver.slope, solver.curvature))):
             self.out("")
             self.out(f"def {function}(x):")
@@ -201,7 +209,7 @@ class _Emitter(Vocabulary):
         name = plan.node.name
         self.out.function(f"force_{name}__{phase}(p, s, k, y, beta)", f"-dF/dx of {name}.")
         energy = plan.conditional if phase == "nudged" else plan.conditional.subs(BETA, 0)
-        slope = derivative(energy, X)
+        slope = at_current_state(derivative(energy, X))
         table = self.live(plan.fields, slope.free_symbols)
         symbols = self.node_symbols(name) | self.fixed_table(plan) | {X: self.state(name)}
         terms = [] if slope == 0 else [f"-({self.print(slope, symbols, table)})"]
@@ -242,10 +250,6 @@ class _Emitter(Vocabulary):
                 terms += self.separated_force(plan, name)
         self.out(f"return {' '.join(terms) or self.zero(name)}")
 
-    @staticmethod
-    def zero(name: str) -> str:
-        return f'0*s["{name}"]'
-
     def separated_force(self, plan: EdgePlan, name: str) -> list[str]:
         return [
             f"- ({self.print(slope, {X: self.state(name)})})*{self.source(source)}"
@@ -271,20 +275,3 @@ class _Emitter(Vocabulary):
                 factor = "" if outer == 1 else f"({printed})*"
                 terms.append(f"total({factor}{self.source(pre)})")
         self.out(f"return ({' + '.join(terms) or self.no_rows()})".replace("\n", " "))
-
-    def per_unit(self, term: sp.Expr, name: str) -> str:
-        """A term of a node, with the shape of its state whatever it is made of."""
-        printed = self.print(term, self.node_symbols(name), {X: self.state(name)})
-        return printed if X in term.free_symbols else f"{printed} + {self.zero(name)}"
-
-    def no_rows(self) -> str:
-        first = next(iter(self.plan.nodes))
-        return f"0*total({self.state(first)})"
-
-    def cost(self) -> None:
-        costed = [(name, plan) for name, plan in self.plan.nodes.items() if plan.cost != 0]
-        for name, plan in costed:
-            self.out.function(f"unit_cost_{name}(p, s, y)", f"C of every unit of {name}.")
-            self.out(f"return {self.per_unit(plan.cost, name)}")
-        self.out.function("cost(p, s, y)", "C of every row.")
-        self.out(f"return {' + '.join(f'total(unit_cost_{name}(p, s, y))' for name, _ in costed) or self.no_rows()}")

@@ -18,8 +18,10 @@ from typing import cast
 
 import sympy as sp
 
+from physnet.costcode import CostEmitter
 from physnet.differences import Move, Moves, after, difference
 from physnet.expressions import derivative, symbol, write
+from physnet.external import HERE, at_current_state
 from physnet.lowering import (
     BETA,
     EdgePlan,
@@ -31,9 +33,9 @@ from physnet.lowering import (
     contrast_products,
     parameter_slope,
 )
-from physnet.printing import shown
+from physnet.printing import Lines, shown
 from physnet.separation import POST, PRE, GradientOnly, Linear, Quadratic, Scalar, Sinusoid, Solver, X
-from physnet.vocabulary import Lines, Names, Vocabulary
+from physnet.vocabulary import Names
 
 FORCE = sp.Symbol("force at the free state", real=True)
 NUDGE = {BETA: Move(sp.Integer(0), BETA, BETA)}
@@ -44,14 +46,13 @@ def move_of(node: str) -> Move:
     return Move(*(sp.Symbol(f"{what} {node}", real=True) for what in ("origin", "change", "moved")))
 
 
-class DisplacedEmitter(Vocabulary):
+class DisplacedEmitter(CostEmitter):
     """Writes the functions of nudged phases."""
 
     here = "o"
 
     def __init__(self, plan: Plan, out: Lines) -> None:
-        super().__init__(plan)
-        self.out = out
+        super().__init__(plan, out)
         self.moves = {name: move_of(name) for name in plan.nodes}
         self.states: Names = {}
         for node in plan.graph.nodes():
@@ -75,6 +76,9 @@ class DisplacedEmitter(Vocabulary):
         for plan in self.plan.nodes.values():
             for name in plan.node.parameters:
                 self.node_contrast(plan, name)
+        for item in self.plan.external:
+            self.readout_contrasts(item)
+        self.summed_contrasts()
 
     # ------------------------------------------------------------ what moves
 
@@ -158,19 +162,21 @@ class DisplacedEmitter(Vocabulary):
             printed = self.print(rate, symbols)
             self.out(f"rate = {f'reciprocal({printed}, {name!r})' if isinstance(solver, Quadratic) else printed}")
             kept.append("rate")
-        self.out(f"return ({', '.join(kept)}, )")
+        curved = self.curved(plan, phase) if isinstance(solver, Scalar) else ()
+        made, bounds = self.prepared(plan, {i for part in (live, *curved) for i in part.free_symbols}, len(kept))
+        self.out(f"return ({', '.join([*kept, *made])}, )")
         self.out.function(
             f"displaced_{name}__{phase}(p, o, d, r, k, c, y, beta)",
             f"The displacement at which the force on {name} vanishes: {solver.name}.",
         )
         used = live.free_symbols | (set() if rate is None or steady else rate.free_symbols)
-        curved = self.curved(plan, phase) if isinstance(solver, Scalar) else ()
         seen = [live, *curved] if rate is None or steady else [live, rate]
         self.present(plan, phase, seen)
         self.live(plan.fields, used | {item for part in curved for item in part.free_symbols})
+        symbols |= bounds | self.hoisted(plan, live.free_symbols | {i for part in curved for i in part.free_symbols})
         drive = "c[0]" if live == 0 else f"c[0] + {self.print(live, symbols)}"
         if isinstance(solver, Scalar):
-            self.newton(plan, curved)
+            self.newton(plan, curved, symbols)
             return
         self.out(f"push = {drive}")
         self.out(f'return r["domain"].project({self.landing(name, solver, rate, steady, symbols)})')
@@ -216,12 +222,12 @@ class DisplacedEmitter(Vocabulary):
             bend += BETA * after(derivative(cost, X), moves)
         return cast(sp.Expr, slope), cast(sp.Expr, bend)
 
-    def newton(self, plan: NodePlan, curved: tuple[sp.Expr, ...]) -> None:
+    def newton(self, plan: NodePlan, curved: tuple[sp.Expr, ...], symbols: Names) -> None:
         name = plan.node.name
         self.out("")
         self.out("def slopes(x):")
         self.out(f'm = o["{name}"] + x', 2)
-        local = self.symbols(plan) | {self.moves[name].change: "x", self.moves[name].new: "m"}
+        local = symbols | {self.moves[name].change: "x", self.moves[name].new: "m"}
         shared, reduced = sp.cse(curved, symbols=(sp.Dummy(f"v{i}") for i in range(1000)))
         for index, (item, value) in enumerate(shared):
             self.out(f"v{index} = {self.print(value, local)}", 2)
@@ -245,7 +251,7 @@ class DisplacedEmitter(Vocabulary):
         moves = live_moves(plan) | self.move(name)
         force = FORCE - difference(energy, moves)
         if phase == "nudged":
-            force -= BETA * after(cost, moves)
+            force -= BETA * after(at_current_state(cost), moves)
         ends = [end for mixed in plan.mixed for end in self.ends(self.plan.edges[mixed])]
         names = [*self.sees([cast(sp.Expr, force)], plan.fields), *(end for end in ends if end in self.moves)]
         if names:
@@ -342,10 +348,8 @@ class DisplacedEmitter(Vocabulary):
     def edge_contrast(self, plan: EdgePlan, parameter: str) -> None:
         edge = plan.edge
         slope = derivative(edge.term, symbol(parameter))
-        self.out.function(
-            f"contrast_{edge.name}__{parameter}(p, o, d, s, y, beta, phases)", f"d/d{parameter}: {write(slope)}"
-        )
-        weight = self.parameter(edge.name, parameter)
+        self.out.function(self.contrast_head(edge.name, parameter), f"d/d{parameter}: {write(slope)}")
+        weight = self.tensor(edge.name, parameter)
         if plan.separated is None:
             self.mixed_contrast(plan, slope, weight)
             return
@@ -392,11 +396,9 @@ class DisplacedEmitter(Vocabulary):
     def node_contrast(self, plan: NodePlan, parameter: str) -> None:
         name = plan.node.name
         slope = parameter_slope(plan, parameter)
-        self.out.function(
-            f"contrast_{name}__{parameter}(p, o, d, s, y, beta, phases)", f"d/d{parameter}: {shown(slope)}"
-        )
+        self.out.function(self.contrast_head(name, parameter), f"d/d{parameter}: {shown(slope)}")
         number, rest = cast(tuple[sp.Expr, sp.Expr], slope.as_coeff_Mul())
-        weight = self.parameter(name, parameter)
+        weight = self.tensor(name, parameter)
         if slope == 0:
             self.out(f"return 0*{weight}")
             return
@@ -430,7 +432,8 @@ def changes(plan: NodePlan) -> set[sp.Expr]:
 
 def split(plan: NodePlan, expression: sp.Expr) -> tuple[sp.Expr, sp.Expr]:
     """(what stays the same during a phase, the rest)."""
-    constant = cast(sp.Expr, expression.subs(dict.fromkeys(changes(plan), 0)))
+    silent = {*changes(plan), HERE, *(item.tilt for item in plan.external)}
+    constant = cast(sp.Expr, expression.subs(dict.fromkeys(silent, 0)))
     return constant, cast(sp.Expr, sp.expand(expression - constant))
 
 

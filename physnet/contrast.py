@@ -58,6 +58,14 @@ class Phases:
         combined = self._combine(change, value, number)
         return combined.real if combined.is_complex() else combined
 
+    def nudge(self, beta: Tensor | float) -> Tensor | float:
+        """Re sum_k c_k beta_k, which is 1 for estimates of a gradient: what a cost that depends on no state is
+        multiplied by."""
+        if not isinstance(beta, Tensor):
+            return 0.0  # outputs are clamped, and there is no cost
+        rows = beta.reshape(-1)
+        return self.difference(rows, lambda: rows).sum()
+
     # ---------------------------------------------------------------- products of both ends of an edge
 
     def free_free(self, u: Moved, v: Moved, number: float) -> Rows:

@@ -164,7 +164,7 @@ def match(data: DataSet, graph: EnergyGraph) -> DataSet:
         DataError: if an input or target has no array, or one of the wrong size.
     """
     inputs = {node.name: math.prod(node.data_shape) for node in graph.nodes() if not node.free}
-    targets = {cost.target: math.prod(graph.node(cost.node).shape) for cost in graph.costs}
+    targets = {name: math.prod(target.shape) for name, target in graph.targets().items()}
 
     def rename(arrays: Arrays) -> Arrays:
         named = dict(arrays)

@@ -169,6 +169,8 @@ class _Builder:
         self.only_shapes = True
         self.missing: set[str] = set()
         self.edge_paths: dict[str, tuple[str | int, ...]] = {}
+        self.cost_paths: list[tuple[str | int, ...]] = []
+        self.regulariser_paths: list[tuple[str | int, ...]] = []
 
     def build(self) -> EnergyGraph:
         energy = self.attempt(lambda: located(("energy",), lambda: self.energy(self.schema.energy)))
@@ -198,8 +200,12 @@ class _Builder:
             return None
 
     def in_file(self, fault: Fault) -> Fault:
-        """Graphs name edges by their ends and costs by their node; files number them."""
+        """Graphs name edges by their ends and number costs apart from regularisers; files number both in one list."""
         match fault.path:
+            case ("costs", "regulariser", int(number), *rest):
+                return replace(fault, path=(*self.regulariser_paths[number], *rest))
+            case ("costs", "cost", int(number), *rest):
+                return replace(fault, path=(*self.cost_paths[number], *rest))
             case ("edges", str(ends), *rest) if ends in self.edge_paths:
                 return replace(fault, path=(*self.edge_paths[ends], *rest), at_key=fault.at_key or not rest)
         return fault
@@ -286,7 +292,7 @@ class _Builder:
     def costs(self) -> None:
         outputs = [name for name, node in self.schema.nodes.items() if node.role == "output"]
         costs: list[tuple[tuple[str | int, ...], CostSchema]] = [
-            (("costs", index, "term"), cost) for index, cost in enumerate(self.schema.costs)
+            (("costs", index), cost) for index, cost in enumerate(self.schema.costs)
         ]
         if self.schema.cost is not None and len(outputs) == 1:
             costs.append((("cost",), CostSchema(node=outputs[0], term=self.schema.cost)))
@@ -303,7 +309,22 @@ class _Builder:
         )
 
     def cost(self, path: tuple[str | int, ...], cost: CostSchema) -> None:
+        given = {key: getattr(cost, key) for key in cost.model_fields_set - {"node", "term"}}
         try:
-            self.graph.cost(cost.node, cost.term, target=cost.target, weight=cost.weight)
-        except DeclarationError as error:
-            raise DeclarationError(replace(fault, path=path) for fault in error.faults) from None
+            if cost.node is None:
+                self.regulariser(cost.term, given, path)
+                return
+            if "on" in given:
+                raise DeclarationError(Fault("a cost on a node has no key on", "remove node, or on", ("", "", "on")))
+            self.graph.cost(cost.node, cost.term, **given)
+        except DeclarationError as error:  # a single cost is its own term
+            rests = ((fault, () if path == ("cost",) else fault.path[2:]) for fault in error.faults)
+            raise type(error)(replace(fault, path=(*path, *rest)) for fault, rest in rests) from None
+        self.cost_paths.append(path)
+
+    def regulariser(self, term: Any, given: dict[str, Any], path: tuple[str | int, ...]) -> None:
+        for key in sorted(given.keys() - {"on", "weight"}):
+            fix = "add node: with the name of a free node, or remove it"
+            raise DeclarationError(Fault(f"a cost without a node has no {key}", fix, ("", "", key), at_key=True))
+        self.graph.regularise(term, **given)
+        self.regulariser_paths.append(path)

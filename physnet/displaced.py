@@ -19,6 +19,7 @@ from physnet.domains import Domain
 from physnet.errors import RelaxationError
 from physnet.expressions import clip, log_cosh, relu, softplus, step
 from physnet.problem import Problem, State, repeat, some_rows
+from physnet.separation import GradientOnly
 
 ROUGH = (sp.Abs, sp.sign, sp.Max, sp.Min, relu, step, clip, softplus, log_cosh)
 """Functions that are not holomorphic, or that torch has no complex form of."""
@@ -152,7 +153,8 @@ class Displaced(Problem):
         return super().curvature(self.states(state), node)
 
     def _minimiser(self, name: str) -> Callable[[Mapping[str, Tensor]], Tensor]:
-        self.refuse_gradient_only(name)
+        if isinstance(self.solver(name), GradientOnly):
+            return lambda state: self.refuse_gradient_only(name)
         functions, phase = self.model.functions, self._phase(name)
         parameters, origin, around, fixed = self.parameters, self.origin, self.around[name], self.fixed
         targets, beta = self.targets, self.beta_for(name)
@@ -178,10 +180,12 @@ def nudge(
     if not clamps:
         return Displaced(problem, free, state)
     phases = len(betas)
+    if free.model.plan.external:
+        raise RelaxationError("readouts are no part of the network and can't be clamped: use the protocol centered")
     held = {}
-    for target, node in free.model.targets.items():
-        way = problem.targets[target] - repeat(state[node.name], phases)
-        held[node.name] = problem.beta_for(node.name) * way
+    for target, wanted in free.model.targets.items():
+        way = problem.targets[target] - repeat(state[wanted.node], phases)
+        held[wanted.node] = problem.beta_for(wanted.node) * way
     still = Problem(
         problem.model, problem.clamped, problem.rows, problem.fixed, problem.targets, parameters=problem.parameters
     )
@@ -195,6 +199,8 @@ def refuse_complex(problem: Problem) -> None:
     for name in problem.model.free:
         if problem.domain(name).edges:
             raise RelaxationError(f"a complex nudge needs holomorphic energies, but '{name}' lives in a box: {fix}")
+    if plan.external:
+        raise RelaxationError(f"a complex nudge needs a cost that is a sum over units, without a readout: {fix}")
     terms = {f"node '{name}'": node.node.term + node.cost for name, node in plan.nodes.items()}
     terms |= {f"edge '{name}'": edge.edge.term for name, edge in plan.edges.items()}
     for where, term in terms.items():

@@ -14,10 +14,10 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Patch
 
+from physnet.costs import Cost
 from physnet.domains import Domain, Interval, Partition
-from physnet.elements import Cost, Edge, Node
+from physnet.elements import Edge, Node
 from physnet.errors import DataError, DeclarationError
-from physnet.expressions import write
 from physnet.graph import EnergyGraph
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def _edge_lines(edge: Edge) -> list[str]:
 
 def _cost_line(cost: Cost) -> str:
     weight = "" if cost.weight == 1 else f"{cost.weight:g} · "
-    return f"cost {weight}{write(cost.term)}, y = {cost.target}"
+    return f"cost {weight}{cost.written}, y = {cost.target}"
 
 
 # --------------------------------------------------------------------------- the figure

@@ -1,4 +1,4 @@
-"""What a graph is made of: nodes, edges and costs, and how their declarations are read."""
+"""What a graph is made of: nodes and edges, and how their declarations are read."""
 
 from __future__ import annotations
 
@@ -64,16 +64,6 @@ class Edge:
     connection: Connection
     term: sp.Expr
     parameters: Mapping[str, ParameterSpec]
-
-
-@dataclass(frozen=True)
-class Cost:
-    """weight * sum over units of term(x, y), on one node; y is the batch tensor called `target`."""
-
-    node: str
-    term: sp.Expr
-    target: str = "target"
-    weight: float = 1.0
 
 
 def parse_shape(declared: object) -> Shape:

@@ -11,18 +11,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, cast
 
 import sympy as sp
 import torch
 
 from physnet.connections import Identity
+from physnet.costnotes import NOTE, external_costs, penalty_rules, readout_rule, users
 from physnet.domains import Domain, Interval, Partition
 from physnet.elements import Edge, Node
 from physnet.explanation import Case, Explanation, NodeEntry, ParameterEntry, Sum, Update
 from physnet.expressions import clip, derivative, symbol
+from physnet.external import at_current_state
 from physnet.graph import EnergyGraph
-from physnet.lowering import BETA, NodePlan, parameter_slope, target_symbol
+from physnet.lowering import BETA, NodePlan, conditional, parameter_slope, target_symbol
 from physnet.model import EnergyModel, check_model
 from physnet.protocols import Protocol
 from physnet.references import find_method, protocol_of
@@ -87,12 +90,16 @@ def _integrators(model: EnergyModel, name: str) -> dict[str, str]:
 def _node(graph: EnergyGraph, plan: NodePlan) -> NodeEntry:
     node = plan.node
     table, fields = _fields(graph, plan)
-    energy, force = plan.conditional, -derivative(plan.conditional, X)
+    cost, names, meanings = external_costs(plan, cast(sp.Symbol, table[BETA]), lambda name: _fresh(name, node))
+    table, fields = table | names, fields | meanings
+    energy = conditional(node.term, plan.separable + cost, plan.fields)
+    force = -at_current_state(derivative(plan.conditional, X))
     for number, name in enumerate(plan.mixed, 1):
         pairs, pull = (_fresh(f"{word}{number}", node) for word in ("pairs", "pull"))
         fields[pairs], fields[pull] = ((part,) for part in _broadcast(node, graph.edge(name)))
         energy, force = energy + pairs, force + pull
     phases = {"free": plan.free} | ({} if plan.cost == 0 else {"nudged": plan.nudged})
+    updates = {phase: _majorised(_update(solver, node, table), plan, phase) for phase, solver in phases.items()}
     return NodeEntry(
         name=node.name,
         shape=node.shape,
@@ -100,8 +107,15 @@ def _node(graph: EnergyGraph, plan: NodePlan) -> NodeEntry:
         energy=_renamed(energy, table),
         force=_tidy(_renamed(force, table)),
         fields=fields,
-        updates=_merged({phase: _update(solver, node, table) for phase, solver in phases.items()}, "every"),
+        updates=_merged(updates, "every"),
     )
+
+
+def _majorised(update: Update, plan: NodePlan, phase: str) -> Update:
+    """The update as it is called where a bound stands for part of the cost."""
+    if not plan.external or phase == "free" or not update.cases:
+        return update
+    return replace(update, kind="majorised" if update.kind == "exact" else f"majorised, {update.kind}", note=NOTE)
 
 
 def _fields(graph: EnergyGraph, plan: NodePlan) -> tuple[Names, dict[sp.Symbol, tuple[Sum, ...]]]:
@@ -129,7 +143,7 @@ def _fresh(name: str, node: Node) -> sp.Symbol:
 
 def _nudge(graph: EnergyGraph, node: Node) -> Names:
     """The nudge is called beta, and the target y if there is only one."""
-    targets = {cost.target for cost in graph.costs if cost.node == node.name}
+    targets = {cost.target for cost in graph.costs if cost.node == node.name and not cost.external}
     names: Names = {target_symbol(name): _fresh("y" if len(targets) == 1 else f"y_{name}", node) for name in targets}
     return names | {BETA: _fresh("beta", node)}
 
@@ -240,7 +254,29 @@ def _renamed(expression: sp.Expr, table: Mapping[Any, Any]) -> sp.Expr:
 def _parameter(model: EnergyModel, name: str) -> ParameterEntry:
     graph, plan = model.graph, model.plan
     spec, shape, _ = graph.tensors()[name]
-    owner, key = name.split(".")
+    rules = [_rule(model, owner, key, shape) for owner, key in users(plan, name)]
+    slope, entry, local = rules[0]
+    others = (*(other for _, _, other in rules[1:]), *penalty_rules(plan, name, entry))
+    return ParameterEntry(
+        name=name,
+        shape=shape,
+        constraint="" if spec.constraint is None else _written(spec.constraint),
+        frozen=spec.frozen,
+        slope=slope,
+        entry=entry,
+        local=local,
+        others=others,
+        shared=tuple(".".join(user) for user in users(plan, name)[1:]),
+    )
+
+
+def _rule(model: EnergyModel, owner: str, key: str, shape: tuple[int, ...]) -> tuple[sp.Expr, sp.Symbol, Sum]:
+    """dF/dtheta for one user of a tensor: in the symbols of the declaration; the entry; and by the states around."""
+    graph, plan = model.graph, model.plan
+    readouts = graph.readouts()
+    if owner in readouts:
+        return readout_rule(readouts[owner], key)
+    spec = graph.owners()[owner][key]
     if owner in plan.nodes:
         node = graph.node(owner)
         slope = _renamed(parameter_slope(plan.nodes[owner], key), _nudge(graph, node))
@@ -255,15 +291,8 @@ def _parameter(model: EnergyModel, name: str) -> ParameterEntry:
             POST: sp.Symbol(f"{edge.post}[i]"),
         }
         shared = "" if spec.shape != "scalar" else ("i" if alike else "ij")
-    return ParameterEntry(
-        name=name,
-        shape=shape,
-        constraint="" if spec.constraint is None else _written(spec.constraint),
-        frozen=spec.frozen,
-        slope=_tidy(slope),
-        entry=cast(sp.Symbol, table[symbol(key)]),
-        local=Sum(shared, _renamed(_tidy(slope), table)),
-    )
+    slope = _tidy(slope)
+    return slope, cast(sp.Symbol, table[symbol(key)]), Sum(shared, _renamed(slope, table))
 
 
 def _unit(node: Node) -> Names:

@@ -73,6 +73,8 @@ class ParameterEntry:
         slope: dF/dtheta of one unit or pair, in the symbols of the declaration.
         entry: one entry of the tensor, such as `edge.w[i,j]`.
         local: the slope by the states at the two ends, summed over what shares the entry.
+        others: the same for those that share the tensor, and for regularisers; all add.
+        shared: names of the parameters that are tied to this tensor.
     """
 
     name: str
@@ -82,6 +84,8 @@ class ParameterEntry:
     slope: sp.Expr
     entry: sp.Symbol
     local: Sum
+    others: tuple[Sum, ...] = ()
+    shared: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -151,7 +155,8 @@ def _units(node: NodeEntry) -> str:
 
 def _about(parameter: ParameterEntry) -> str:
     shape = " x ".join(map(str, parameter.shape)) or "one number"
-    parts = (shape, parameter.constraint, "frozen" if parameter.frozen else "learned")
+    tied = f"shared by {', '.join(parameter.shared)}" if parameter.shared else ""
+    parts = (shape, parameter.constraint, "frozen" if parameter.frozen else "learned", tied)
     return ", ".join(part for part in parts if part)
 
 
@@ -189,7 +194,8 @@ def _text(explanation: Explanation) -> Iterator[str]:
     for parameter in explanation.parameters:
         yield f"\nparameter {parameter.name}: {_about(parameter)}"
         for phases in explanation.protocol.alternatives:
-            yield f"  dL/d {parameter.entry} = {_rule(phases, _sum(parameter.local))}"
+            slopes = " + ".join(map(_sum, (parameter.local, *parameter.others)))
+            yield f"  dL/d {parameter.entry} = {_rule(phases, slopes)}"
 
 
 def _rule(phases: tuple[Phase, ...], slope: str) -> str:
@@ -260,7 +266,7 @@ def _latex(explanation: Explanation) -> Iterator[str]:
 
 
 def _rules_latex(explanation: Explanation, parameter: ParameterEntry) -> Iterator[tuple[str, str]]:
-    slope = _sum_latex(parameter.local)
+    slope = " + ".join(map(_sum_latex, (parameter.local, *parameter.others)))
     left = rf"\frac{{\partial L}}{{\partial {_math(parameter.entry)}}}"
     return ((left, _rule_latex(phases, slope)) for phases in explanation.protocol.alternatives)
 

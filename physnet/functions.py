@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from physnet.connections import Linked
 
 sin, cos, tan, exp, log, sqrt, sign = (
     torch.sin, torch.cos, torch.tan, torch.exp, torch.log, torch.sqrt, torch.sign,
@@ -60,6 +64,25 @@ def clip(x: Tensor, lo: Tensor | float, hi: Tensor | float) -> Tensor | float:
 def total(x: Tensor) -> Tensor:
     """Sum over all units: [rows, *node] -> [rows]."""
     return x.flatten(1).sum(1)
+
+
+def spread(beta: Tensor | float, axes: int) -> Tensor | float:
+    """The nudge of every row, shaped to broadcast over states of so many axes."""
+    return beta if not isinstance(beta, Tensor) else beta.reshape(-1, *(1,) * axes)
+
+
+def onto(values: Tensor, parameter: Tensor) -> Tensor:
+    """Sum values that a parameter was broadcast to over everything that shares one of its entries."""
+    if parameter.dim() == 0:
+        return values.sum()
+    return values.flatten(parameter.dim()).sum(-1) if values.dim() > parameter.dim() else values
+
+
+def squared_norm(edge: Linked, w: Tensor) -> Tensor:
+    """A bound on the largest eigenvalue of W W^T, W being the linear map of an edge: its largest absolute row sum."""
+    units = math.prod(edge.post)
+    rows = torch.eye(units, dtype=w.dtype, device=w.device).view(units, *edge.post)
+    return edge.apply(edge.adjoint(rows, w), w).flatten(1).abs().sum(1).max()
 
 
 def ones(shape: tuple[int, ...], s: dict[str, Tensor]) -> Tensor:

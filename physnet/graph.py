@@ -8,18 +8,18 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import networkx as nx
 import sympy as sp
 
 from physnet.connections import Connection, Shape, parse_connection
+from physnet.costs import Cost, Penalty, Regulariser, Target, make_cost, make_regulariser, penalties
 from physnet.domains import parse_domain
 from physnet.elements import (
     KEYWORDS,
-    Cost,
     Edge,
     Node,
     check_name,
@@ -28,10 +28,11 @@ from physnet.elements import (
     specialise,
     unused,
 )
-from physnet.energy import FORMAT, Energy, load_energy, parse_encoding, parse_time_constant, undeclared
+from physnet.energy import FORMAT, Energy, load_energy, parse_encoding, parse_time_constant
 from physnet.errors import DeclarationError, Fault, ShapeError, located
-from physnet.expressions import names, parse, write
+from physnet.expressions import names, write
 from physnet.parameters import ParameterSpec
+from physnet.sharing import tie_faults, ties
 
 
 class EnergyGraph:
@@ -51,6 +52,7 @@ class EnergyGraph:
         self.energy = load_energy(energy) if isinstance(energy, str) else (energy or Energy())
         self.network: nx.MultiDiGraph = nx.MultiDiGraph()
         self.costs: list[Cost] = []
+        self.regularisers: list[Regulariser] = []
 
     # ---------------------------------------------------------------- building
 
@@ -97,7 +99,7 @@ class EnergyGraph:
         for end in (pre, post):
             if end not in self.network:
                 raise no_such_node(end, self.network, path)
-        if name in (edge.name for edge in self.edges()) or name in self.network:
+        if name in self.owners():
             raise DeclarationError(Fault(f"the name '{name}' is taken", "give the edge a name of its own", path))
         base = load_energy(energy) if isinstance(energy, str) else (energy or self.energy)
         coupling, specs = specialise(base.coupling, base, "edge", {"pre", "post"}, term, parameters, path)
@@ -108,22 +110,44 @@ class EnergyGraph:
         self.network.add_edge(pre, post, key=name, edge=Edge(name, pre, post, link, coupling, used))
         return self
 
-    def cost(self, node: str, term: Any, *, target: str = "target", weight: float = 1.0) -> EnergyGraph:
-        """Add weight * sum of term(x, y) over the units of a node, where y is the batch tensor called `target`."""
+    def cost(
+        self,
+        node: str,
+        term: Any,
+        *,
+        target: str = "target",
+        weight: float = 1.0,
+        readout: str | None = None,
+        name: str = "",
+        parameters: Mapping[str, Any] | None = None,
+    ) -> EnergyGraph:
+        """Add weight * sum of term(x, y) over the units of a node, where y is the batch tensor called `target`.
+
+        Arguments:
+            term: an expression, or the name of a reduction such as `cross_entropy`.
+            readout: such as `dense(10)`: x in the term is then z = connection(state, w) + b, which is no state.
+            name: of the readout, which owns its tensors; by default `<node>_readout`.
+            parameters: changes to w and b of the readout, by name.
+        """
         path = ("costs", node)
         if node not in self.network:
-            raise no_such_node(node, self.network, path)
+            raise no_such_node(node, self.network, (*path, "node"))
         check_name(target, path)
-        parsed = located(path, lambda: parse(term))
-        declared = self.node(node)
-        faults = undeclared(parsed, term, {"x", "y"}, set(declared.parameters), "cost", path)
-        if faults:
-            raise DeclarationError(faults)
-        if not declared.free:
-            raise DeclarationError(Fault(f"'{node}' is clamped and can't carry a cost", "put it on a free node", path))
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
-            raise DeclarationError(Fault(f"the weight {weight!r} is not a finite number", "give a number", path))
-        self.costs.append(Cost(node, parsed, target, float(weight)))
+        cost = make_cost(self.node(node), term, target, weight, readout, name, parameters, path)
+        if cost.readout is not None and cost.readout.name in self.owners():
+            fault = Fault(f"the name '{cost.readout.name}' is taken", "give the readout another name", (*path, "name"))
+            raise DeclarationError(fault)
+        self.costs.append(cost)
+        return self
+
+    def regularise(self, term: Any, *, on: str | Sequence[str] = (), weight: float = 1.0) -> EnergyGraph:
+        """Add weight * sum of term(parameters) to the cost, over the entries of every tensor that is called so.
+
+        Arguments:
+            term: an expression in parameters of one node, edge or readout, such as `w**2/2`.
+            on: restricts it to these nodes, edges and readouts.
+        """
+        self.regularisers.append(make_regulariser(term, on, weight, ("costs", "regulariser")))
         return self
 
     def _add(
@@ -141,7 +165,7 @@ class EnergyGraph:
     ) -> EnergyGraph:
         path = ("nodes", name)
         check_name(name, path)
-        if name in self.network or name in (edge.name for edge in self.edges()):
+        if name in self.owners():
             raise DeclarationError(Fault(f"the name '{name}' is taken", "rename one of the two", path))
         base = load_energy(energy) if isinstance(energy, str) else (energy or self.energy)
         data_shape = located(path, lambda: parse_shape(shape))
@@ -178,8 +202,41 @@ class EnergyGraph:
     def edge(self, name: str) -> Edge:
         return next(edge for edge in self.edges() if edge.name == name)
 
+    def readouts(self) -> dict[str, Cost]:
+        """The costs that have a readout, by its name."""
+        return {cost.readout.name: cost for cost in self.costs if cost.readout is not None}
+
+    def owners(self) -> dict[str, Mapping[str, ParameterSpec]]:
+        """The parameters of every node, edge and readout."""
+        elements = [*self.edges(), *self.nodes(), *(cost.readout for cost in self.costs if cost.readout is not None)]
+        return {element.name: element.parameters for element in elements}
+
+    def specs(self) -> dict[str, ParameterSpec]:
+        """Every declared parameter, tied or not, by `owner.parameter`."""
+        return {f"{owner}.{key}": spec for owner, specs in self.owners().items() for key, spec in specs.items()}
+
+    def ties(self) -> dict[str, str]:
+        """Tied parameters, and the tensors that they stand for."""
+        return ties(self.specs())
+
+    def penalties(self) -> Iterator[Penalty]:
+        """The regularisers, owner by owner."""
+        owners, tied = self.owners(), self.ties()
+        for number, regulariser in enumerate(self.regularisers):
+            yield from penalties(regulariser, owners, tied, ("costs", "regulariser", number))
+
+    def targets(self) -> dict[str, Target]:
+        """What each target of the batch belongs to."""
+        nodes = {cost.target: cost.node for cost in self.costs}
+        found = {target: Target(node, node, self.node(node).shape) for target, node in nodes.items()}
+        heads = {c.target: Target(c.readout.name, c.node, c.readout.shape) for c in self.costs if c.readout is not None}
+        return found | heads
+
     def tensors(self) -> dict[str, tuple[ParameterSpec, Shape, tuple[int, int]]]:
-        """Every parameter tensor: `owner.parameter` -> (declaration, shape, (fan_in, fan_out))."""
+        """Every parameter tensor: `owner.parameter` -> (declaration, shape, (fan_in, fan_out)); tied ones once."""
+        return {name: entry for name, entry in self._all_tensors().items() if not entry[0].share}
+
+    def _all_tensors(self) -> dict[str, tuple[ParameterSpec, Shape, tuple[int, int]]]:
         result: dict[str, tuple[ParameterSpec, Shape, tuple[int, int]]] = {}
         fan_in: dict[str, int] = {}
         fan_out: dict[str, int] = {}
@@ -195,6 +252,12 @@ class EnergyGraph:
             for key, spec in node.parameters.items():
                 shape = {"unit": node.shape, "channel": node.shape[:1], "scalar": ()}[spec.shape]
                 result[f"{node.name}.{key}"] = spec, shape, (fan_in.get(node.name, 1), fan_out.get(node.name, 1))
+        for name, cost in self.readouts().items():
+            assert cost.readout is not None
+            connection, pre, post = cost.readout.connection, self.node(cost.node).shape, cost.readout.shape
+            shapes = {"connection": connection.weight_shape(pre, post), "unit": post, "channel": post[:1], "scalar": ()}
+            for key, spec in cost.readout.parameters.items():
+                result[f"{name}.{key}"] = spec, shapes[spec.shape], connection.fans(pre, post)
         return result
 
     # ---------------------------------------------------------------- checking
@@ -229,7 +292,7 @@ class EnergyGraph:
                 shape_faults.extend(error.under(*path).faults)
         faults.extend(self._target_faults())
         for node in self.nodes():
-            terms = [node.term, *(cost.term for cost in self.costs if cost.node == node.name)]
+            terms = [node.term, *(c.term for c in self.costs if c.node == node.name and not c.external)]
             used = {name for term in terms for name in names(term)}
             for key in sorted(set(node.parameters) - used):
                 faults.append(unused(key, used & set(node.parameters), ("nodes", node.name, "parameters", key)))
@@ -240,21 +303,40 @@ class EnergyGraph:
                 faults.append(
                     Fault(f"'{name}' isn't connected to any input", "add an edge that leads to it", ("nodes", name))
                 )
+        for error in self._parameter_errors(complete=not shape_faults):
+            (shape_faults if isinstance(error, ShapeError) else faults).extend(error.faults)
         if shape_faults and not faults:
             raise ShapeError(shape_faults)
         if faults or shape_faults:
             raise DeclarationError([*faults, *shape_faults])
 
+    def _parameter_errors(self, complete: bool) -> Iterator[DeclarationError]:
+        """What is wrong with ties and regularisers; shapes are only known where connections fit."""
+        places: dict[str, tuple[str | int, ...]] = {node.name: ("nodes", node.name) for node in self.nodes()}
+        places |= {edge.name: ("edges", f"{edge.pre} -> {edge.post}") for edge in self.edges()}
+        places |= {c.readout.name: ("costs", "cost", i) for i, c in enumerate(self.costs) if c.readout is not None}
+        specs = self.specs()
+        shapes = {name: shape for name, (_, shape, _) in self._all_tensors().items()} if complete else {}
+        at = {name: (*places[(parts := name.split("."))[0]], "parameters", parts[1]) for name in specs}
+        broken = list(tie_faults(specs, at, shapes))
+        yield from broken
+        try:
+            list(() if broken else self.penalties())
+        except DeclarationError as error:
+            yield error
+
     def _target_faults(self) -> Iterator[Fault]:
         shapes: dict[str, Shape] = {}
-        for cost in self.costs:
-            path, shape = ("costs", cost.node), self.node(cost.node).shape
+        for number, cost in enumerate(self.costs):
+            path = ("costs", "cost", number, "target")
+            shape = self.node(cost.node).shape if cost.readout is None else cost.readout.shape
             if cost.target in self.network and not self.node(cost.target).free:
                 yield Fault(f"the target '{cost.target}' is called like an input", "rename one of the two", path)
             if cost.target in KEYWORDS - {"target"}:
                 yield Fault(f"a target can't be called '{cost.target}', an argument of relax", "rename it", path)
             if shapes.setdefault(cost.target, shape) != shape:
-                message = f"the target '{cost.target}' belongs to nodes of shapes {shapes[cost.target]} and {shape}"
+                both = f"{shapes[cost.target]} and {shape}"
+                message = f"the target '{cost.target}' belongs to states or readouts of shapes {both}"
                 yield Fault(message, "give each its own target", path)
 
     def _components(self) -> Iterator[set[str]]:
@@ -270,10 +352,7 @@ class EnergyGraph:
             "energy": self.energy.declaration(),
             "nodes": {node.name: self._node_declaration(node) for node in self.nodes()},
             "edges": [self._edge_declaration(edge) for edge in self.edges()],
-            "costs": [
-                {"node": cost.node, "term": write(cost.term), "target": cost.target, "weight": cost.weight}
-                for cost in self.costs
-            ],
+            "costs": [item.declaration() for item in (*self.costs, *self.regularisers)],
         }
 
     def _node_declaration(self, node: Node) -> dict[str, Any]:
@@ -304,6 +383,8 @@ class EnergyGraph:
             base = self.energy.parameters.get(key)
             if spec != base:
                 lifted = base is not None and base.constraint is not None and spec.constraint is None
+                if base is not None and spec.share and spec.constraint == base.constraint:
+                    spec, lifted = replace(spec, constraint=None), False
                 changed[key] = spec.declaration() | ({"constraint": "real"} if lifted else {})
         return changed
 

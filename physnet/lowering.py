@@ -17,14 +17,13 @@ from typing import cast
 import networkx as nx
 import sympy as sp
 
-from physnet.elements import Cost, Edge, Node
+from physnet.costs import Cost, Penalty
+from physnet.elements import Edge, Node
 from physnet.errors import DeclarationError, Fault, located
 from physnet.expressions import derivative, symbol
+from physnet.external import BETA, External, Y, target_symbol
 from physnet.graph import EnergyGraph
 from physnet.separation import POST, PRE, GradientOnly, Separated, Solver, X, classify, separate
-
-BETA = sp.Symbol("nudge", real=True)
-Y = symbol("y")
 
 
 @dataclass(frozen=True)
@@ -79,10 +78,13 @@ class NodePlan:
     """What is to be computed for a free node.
 
     Arguments:
-        cost: its share of C, in `x` and targets, or zero.
+        cost: its share of C as one unit sees it, in `x` and targets, or zero: what is a sum over units, and a bound
+            on what isn't.
         free: the exact update without a nudge.
         nudged: the exact update at any beta.
         mixed: the couplings that don't separate.
+        separable: the part of the cost that is a sum over units.
+        external: the other costs.
     """
 
     node: Node
@@ -91,6 +93,8 @@ class NodePlan:
     free: Solver
     nudged: Solver
     mixed: tuple[str, ...]
+    separable: sp.Expr
+    external: tuple[External, ...]
 
     @property
     def conditional(self) -> sp.Expr:
@@ -115,6 +119,8 @@ class Plan:
         edges: plans of the edges, by name.
         blocks: sets of nodes that don't interact, in the order of a free sweep; together they hold all free nodes.
         nudged_blocks: the same, in the order in which the nudge reaches them.
+        ties: the tensors that tied parameters stand for.
+        penalties: the regularisers, by owner.
     """
 
     graph: EnergyGraph
@@ -122,6 +128,13 @@ class Plan:
     edges: dict[str, EdgePlan]
     blocks: tuple[tuple[str, ...], ...]
     nudged_blocks: tuple[tuple[str, ...], ...]
+    ties: dict[str, str]
+    penalties: tuple[Penalty, ...]
+
+    @property
+    def external(self) -> tuple[External, ...]:
+        """All costs that aren't sums over the units of their node."""
+        return tuple(external for plan in self.nodes.values() for external in plan.external)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -132,11 +145,6 @@ class Plan:
             for plan in self.edges.values()
             if plan.separated is None
         )
-
-
-def target_symbol(target: str) -> sp.Symbol:
-    """The symbol that stands for y of a certain target."""
-    return sp.Symbol(f"target {target}", real=True)
 
 
 def conditional(term: sp.Expr, cost: sp.Expr, fields: Iterable[Field]) -> sp.Expr:
@@ -156,7 +164,7 @@ def lower(graph: EnergyGraph) -> Plan:
     backward = _signal_order(graph, {cost.node for cost in graph.costs})
     nudged_blocks = tuple(sorted(blocks, key=lambda block: min(map(backward.index, block))))
     nodes = {name: _plan_node(graph, graph.node(name), edges) for name in order}
-    return Plan(graph, nodes, edges, blocks, nudged_blocks)
+    return Plan(graph, nodes, edges, blocks, nudged_blocks, graph.ties(), tuple(graph.penalties()))
 
 
 def _separate(edge: Edge) -> tuple[Separated, ...] | None:
@@ -164,7 +172,7 @@ def _separate(edge: Edge) -> tuple[Separated, ...] | None:
     for summand in sp.Add.make_args(edge.term):
         if edge.term != 0 and not summand.has(PRE, POST):
             message = f"the summand {summand} of the coupling depends on no state, so that it has no effect"
-            raise DeclarationError(Fault(message, "remove it", path))
+            raise DeclarationError(Fault(message, f"if it is a regulariser, write costs: - {{term: {summand}}}", path))
     return located(path, lambda: separate(edge.term))
 
 
@@ -173,14 +181,18 @@ def _plan_node(graph: EnergyGraph, node: Node, edges: dict[str, EdgePlan]) -> No
     mixed = tuple(
         name for name, plan in edges.items() if plan.separated is None and node.name in (plan.edge.pre, plan.edge.post)
     )
-    cost = _node_cost(graph.costs, node.name)
+    external = tuple(External(i, c) for i, c in enumerate(graph.costs) if c.node == node.name and c.external)
+    separable = _node_cost(graph.costs, node.name)
+    cost = cast(sp.Expr, sp.Add(separable, *(item.majorant for item in external)))
     bounded, has_edges = node.domain.bounded, node.domain.edges
     if mixed:
         solver: Solver = GradientOnly(f"the coupling of '{mixed[0]}' doesn't separate")
-        return NodePlan(node, cost, fields, solver, solver, mixed)
+        return NodePlan(node, cost, fields, solver, solver, mixed, separable, external)
     free = classify(conditional(node.term, sp.Integer(0), fields), bounded, has_edges)
     nudged = free if cost == 0 else classify(conditional(node.term, cost, fields), bounded, has_edges)
-    return NodePlan(node, cost, fields, free, nudged, mixed)
+    for reason in filter(None, (item.refusal for item in external)):
+        nudged = GradientOnly(reason)
+    return NodePlan(node, cost, fields, free, nudged, mixed, separable, external)
 
 
 def _fields(graph: EnergyGraph, node: Node, edges: dict[str, EdgePlan]) -> tuple[Field, ...]:
@@ -211,9 +223,9 @@ def _fields(graph: EnergyGraph, node: Node, edges: dict[str, EdgePlan]) -> tuple
 
 def _node_cost(costs: Iterable[Cost], node: str) -> sp.Expr:
     shares = [
-        sp.nsimplify(cost.weight, rational=True) * cost.term.subs(Y, target_symbol(cost.target))
+        cost.factor * cost.term.subs(Y, target_symbol(cost.target))
         for cost in costs
-        if cost.node == node
+        if cost.node == node and not cost.external
     ]
     return cast(sp.Expr, sp.Add(*shares))
 

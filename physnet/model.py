@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from physnet.codegen import generate, load
+from physnet.costs import Target
 from physnet.elements import Node
 from physnet.errors import DeclarationError, RelaxationError, ShapeError
 from physnet.graph import EnergyGraph
@@ -98,9 +99,9 @@ class EnergyModel(nn.Module):
         return {node.name: node for node in self.graph.nodes() if not node.free}
 
     @cached_property
-    def targets(self) -> dict[str, Node]:
-        """The nodes that each target refers to."""
-        return {cost.target: self.graph.node(cost.node) for cost in self.graph.costs}
+    def targets(self) -> dict[str, Target]:
+        """The node or readout that each target refers to."""
+        return self.graph.targets()
 
     def problem(self, rows: int | None = None, **inputs: Tensor) -> Problem:
         """The free problem for a batch: what integrators work on.
@@ -188,15 +189,21 @@ class EnergyModel(nn.Module):
     def scores(self, states: Mapping[str, Tensor], target: str = "target") -> Tensor:
         """How well each class fits the equilibrium: minus the change of the cost when its one-hot target turns on.
 
-        For squared errors this orders classes as the state does; the largest score is the prediction.
+        For squared errors this orders classes as the state or the readout does, and for `cross_entropy` it is that;
+        the largest score is the prediction.
         """
-        node = self.targets[target]
-        unit_cost = self.functions[f"unit_cost_{node.name}"]
-        state = states[node.name]
-        quiet = {name: torch.zeros_like(state) for name in self.targets}
-        lit = quiet | {target: torch.ones_like(state)}
-        tensors = self.tensors
-        return (unit_cost(tensors, states, quiet) - unit_cost(tensors, states, lit)).flatten(1)
+        tensors, scores = self.tensors, list[Tensor]()
+        plain = {cost.node for cost in self.graph.costs if cost.target == target and not cost.external}
+        for name in self.free:
+            if name in plain:
+                unit_cost = self.functions[f"unit_cost_{name}"]
+                quiet = {other: torch.zeros_like(states[name]) for other in self.targets}
+                lit = quiet | {target: torch.ones_like(states[name])}
+                scores.append((unit_cost(tensors, states, quiet) - unit_cost(tensors, states, lit)).flatten(1))
+        for item in self.plan.external:
+            if item.cost.target == target:
+                scores.append(item.cost.weight * self.functions[f"scores_{item.index}"](tensors, states))
+        return sum(scores[1:], scores[0])
 
     def check_constraints(self) -> None:
         """Raise `RelaxationError` if a parameter violates its constraint; tensors that didn't change aren't read.

@@ -36,6 +36,8 @@ class ParameterSpec:
         constants: numbers that `init` uses, such as `gain`, which nodes and edges may override.
         constraint: an interval that the parameter is projected to after each step, or `None`.
         frozen: whether training leaves it alone.
+        share: the tensor of another owner, such as `image_hidden.w`, that this parameter is. That owner says how it is
+            drawn and constrained; a constraint here must be met by that of the owner.
     """
 
     name: str
@@ -45,6 +47,7 @@ class ParameterSpec:
     constants: Mapping[str, float] = field(default_factory=dict)
     constraint: Interval | None = None
     frozen: bool = False
+    share: str = ""
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.isidentifier() or self.name.startswith("_"):
@@ -72,7 +75,7 @@ class ParameterSpec:
                 )
         used = names(located(("init",), self.expression))
         for constant in set(self.constants) - used:
-            known = ("on", "shape", "init", "constraint", "frozen", *sorted(used - {"fan_in", "fan_out"}))
+            known = ("on", "shape", "init", "constraint", "frozen", "share", *sorted(used - {"fan_in", "fan_out"}))
             hint = did_you_mean(constant, known)
             raise DeclarationError(Fault(f"unknown key '{constant}' of the parameter {self.name}", hint, (constant,)))
 
@@ -100,16 +103,35 @@ class ParameterSpec:
 
     def override(self, changes: Mapping[str, Any]) -> ParameterSpec:
         """The same parameter with some of its fields or constants changed."""
+        if "share" in changes:
+            return self._tied(changes)
         known = {key: changes[key] for key in ("shape", "init", "constraint", "frozen") if key in changes}
         if "constraint" in known:
             known["constraint"] = parse_constraint(known["constraint"])
         constants = {key: value for key, value in changes.items() if key not in known and key != "on"}
         inherited = dict(self.constants)
         if "init" in known:
+            known["share"] = ""
             known["init"] = str(known["init"])
             words = set(re.findall(r"\w+", known["init"]))
             inherited = {key: value for key, value in inherited.items() if key in words}
         return replace(self, constants={**inherited, **constants}, **known)
+
+    def _tied(self, changes: Mapping[str, Any]) -> ParameterSpec:
+        """The same parameter as a name for a tensor of another owner."""
+        for key in changes:
+            if key not in ("on", "shape", "constraint", "share"):
+                fix = f"the tensor belongs to {changes['share']}: declare {key} there, or don't share"
+                raise DeclarationError(Fault(f"{key} has no meaning beside share", fix, (key,), at_key=True))
+        share = changes["share"]
+        if not isinstance(share, str) or not re.fullmatch(r"\w+\.\w+", share):
+            raise DeclarationError(
+                Fault(f"{share!r} is not the name of a tensor", "write owner.parameter, such as a_b.w", ("share",))
+            )
+        constraint = parse_constraint(changes["constraint"]) if "constraint" in changes else self.constraint
+        return ParameterSpec(
+            self.name, self.on, str(changes.get("shape", self.shape)), constraint=constraint, share=share
+        )
 
     def draw(self, shape: tuple[int, ...], fans: tuple[int, int], generator: torch.Generator) -> Tensor:
         """An initial value, in float64 on the CPU, projected to the constraint.
@@ -159,7 +181,8 @@ class ParameterSpec:
 
     def declaration(self) -> dict[str, Any]:
         """The parameter as it is written in a file; `parse_parameter` reads it back."""
-        result: dict[str, Any] = {"on": self.on, "shape": self.shape, "init": self.init, **self.constants}
+        result: dict[str, Any] = {"on": self.on, "shape": self.shape}
+        result |= {"share": self.share} if self.share else {"init": self.init, **self.constants}
         if self.constraint is not None:
             result["constraint"] = self.constraint.declaration()
         if self.frozen:
@@ -173,7 +196,7 @@ def _with_brackets(text: str) -> str:
 
 
 def parse_parameter(name: str, declared: Mapping[str, Any]) -> ParameterSpec:
-    """A parameter from its declaration: `on`, `shape`, `init`, `constraint`, `frozen`; other keys are constants.
+    """A parameter from its declaration: `on`, `shape`, `init`, `constraint`, `frozen`, `share`; others are constants.
 
     Raises:
         DeclarationError: with a path relative to the declaration.
@@ -181,6 +204,8 @@ def parse_parameter(name: str, declared: Mapping[str, Any]) -> ParameterSpec:
     rest = dict(declared)
     if "on" not in rest:
         raise DeclarationError(Fault(f"the parameter {name} doesn't say where it lives", "add on: node or on: edge"))
+    if "share" in rest:
+        return ParameterSpec(name, on=str(rest["on"]), shape=str(rest.get("shape", ""))).override(rest)
     constraint = rest.pop("constraint", None)
     init = rest.pop("init", "zeros")
     frozen = rest.pop("frozen", False)

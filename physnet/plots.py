@@ -104,10 +104,10 @@ def _per_sample(axis: Any, values: Tensor, title: str, color: str, offset: int =
 def _output_paths(axis: Any, targets: Mapping[str, Any], free: Sequence[State], nudged: Sequence[State]) -> None:
     node = next(iter(targets.values()))
     states = [*free, *nudged[1:]]
-    values = torch.stack([state[node.name][0].flatten() for state in states]).cpu().numpy()
+    values = torch.stack([state[node.node][0].flatten() for state in states]).cpu().numpy()
     axis.plot(values, linewidth=1.2)
     axis.axvspan(len(free) - 1, len(states) - 1, color=NUDGED, alpha=0.12, linewidth=0, label="nudged")
-    axis.set(title=f"states of '{node.name}', one sample", xlabel="sweep")
+    axis.set(title=f"states of '{node.node}', one sample", xlabel="sweep")
     axis.legend(frameon=False)
 
 

@@ -62,6 +62,22 @@ class TorchPrinter(StrPrinter):
         return str(expr.p)
 
 
+class Lines:
+    """Source code that is being written."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def __call__(self, line: str = "", indent: int = 1) -> None:
+        self.lines.append("    " * indent + line if line else "")
+
+    def function(self, head: str, doc: str) -> None:
+        self("")
+        self("")
+        self(f"def {head}:", 0)
+        self(f'"""{doc}"""')
+
+
 def shown(expression: sp.Expr) -> str:
     """An expression as people read it: beta, y and h instead of internal symbols."""
     names: dict[sp.Basic, sp.Symbol] = {BETA: symbol("beta")}

@@ -11,7 +11,7 @@ import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import torch
 from torch import Tensor
@@ -222,7 +222,8 @@ class Problem:
         return {name: self._minimiser(name) for name in self.model.free}
 
     def _minimiser(self, name: str) -> Callable[[Mapping[str, Tensor]], Tensor]:
-        self.refuse_gradient_only(name)
+        if isinstance(self.solver(name), GradientOnly):
+            return lambda state: self.refuse_gradient_only(name)  # when it is asked for: other nodes have theirs
         beta = self.beta_for(name)
         functions, parameters, fixed, targets = self.model.functions, self.parameters, self.fixed, self.targets
         phase = self._phase(name)
@@ -230,14 +231,13 @@ class Problem:
         update = functions[f"minimise_{name}__{phase}"]
         return lambda state: update(parameters, state, fixed, prepared, targets, beta)
 
-    def refuse_gradient_only(self, name: str) -> None:
+    def refuse_gradient_only(self, name: str) -> NoReturn:
         """Raise `RelaxationError` for a node whose units have no exact update."""
         solver = self.solver(name)
-        if isinstance(solver, GradientOnly):
-            raise RelaxationError(
-                f"the units of '{name}' have no exact update: {solver.reason}; use integrator='flow', "
-                "or change the energy"
-            )
+        reason = solver.reason if isinstance(solver, GradientOnly) else "it wasn't derived"
+        raise RelaxationError(
+            f"the units of '{name}' have no exact update: {reason}; use integrator='flow', or change the energy"
+        )
 
     def beta_for(self, node: str) -> Tensor | float:
         """The nudge, shaped to broadcast over the states of a node."""

@@ -46,6 +46,11 @@ _Edge = Annotated[
     Any, _shown(type=["string", "object"], description="'a -> b', or {'a -> b': connection or {via, name, gain, ...}}")
 ]
 _Parameters = Annotated[Any, _shown(type="object", description="changes to declared parameters, or new ones, by name")]
+_Term = Annotated[
+    Any, _shown(type=["string", "number"], description="an expression in x and y, or in parameters, or cross_entropy")
+]
+_Readout = Annotated[Any, _shown(type="string", description="a connection with its end, such as dense(10)")]
+_Names = Annotated[Any, _shown(type=["string", "array"], description="a name, or a list of names")]
 _Named = Annotated[Any, _shown(type=["string", "object"], description="a name, or {name: {options}}")]
 
 
@@ -67,12 +72,16 @@ class NodeSchema(_Strict):
 
 
 class CostSchema(_Strict):
-    """One cost: weight times the sum of a term over the units of a node."""
+    """One cost: weight times the sum of a term over the units of a node or readout; without a node, a regulariser."""
 
-    node: str
-    term: _Expression
+    node: str | None = None
+    term: _Term
     target: str = "target"
     weight: float = 1.0
+    readout: _Readout = None
+    name: str = ""
+    parameters: _Parameters = None
+    on: _Names = None
 
 
 class NudgedSchema(_Strict):

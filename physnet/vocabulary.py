@@ -7,27 +7,12 @@ from collections.abc import Iterable
 import sympy as sp
 
 from physnet.expressions import derivative, symbol
+from physnet.external import HERE
 from physnet.lowering import BETA, EdgePlan, NodePlan, Plan, Source, target_symbol
 from physnet.printing import TorchPrinter
 from physnet.separation import POST, PRE, X
 
 Names = dict[sp.Basic, str]
-
-
-class Lines:
-    """Source text under construction."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def __call__(self, line: str = "", indent: int = 1) -> None:
-        self.lines.append("    " * indent + line if line else "")
-
-    def function(self, head: str, doc: str) -> None:
-        self("")
-        self("")
-        self(f"def {head}:", 0)
-        self(f'"""{doc}"""')
 
 
 class Vocabulary:
@@ -38,10 +23,6 @@ class Vocabulary:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-
-    @staticmethod
-    def parameter(owner: str, key: str) -> str:
-        return f'p["{owner}.{key}"]'
 
     def print(self, expression: sp.Expr, *tables: Names) -> str:
         where: Names = {}
@@ -55,13 +36,25 @@ class Vocabulary:
         table: Names = {BETA: "beta"}
         for key, spec in node.parameters.items():
             view = f"[:{', None' * (len(node.shape) - 1)}]" if spec.shape == "channel" and len(node.shape) > 1 else ""
-            table[symbol(key)] = self.parameter(name, key) + view
+            table[symbol(key)] = f"{self.tensor(name, key)}{view}"
         for cost in self.plan.graph.costs:
             table[target_symbol(cost.target)] = f'y["{cost.target}"]'
+        for item in self.plan.nodes[name].external:
+            head = item.cost.readout
+            norm = f"*squared_norm({head.name}_edge, {self.tensor(head.name, 'w')})" if head else ""
+            table |= {HERE: self.state(name), item.tilt: f"tilt_{item.index}(p, s, y)", item.bend: f"sign(beta){norm}"}
         return table
 
     def edge_symbols(self, plan: EdgePlan) -> Names:
-        return {symbol(key): self.parameter(plan.edge.name, key) for key in plan.edge.parameters}
+        return {symbol(key): self.tensor(plan.edge.name, key) for key in plan.edge.parameters}
+
+    def tensor_of(self, owner: str, key: str) -> str:
+        """The name of the tensor that a parameter stands for: its own, or the one that it shares."""
+        name = f"{owner}.{key}"
+        return self.plan.ties.get(name, name)
+
+    def tensor(self, owner: str, key: str) -> str:
+        return f'p["{self.tensor_of(owner, key)}"]'
 
     def kernel(self, edge: str, expression: sp.Expr) -> str:
         """The weight of a product; a plain number means every pair counts once."""
