@@ -254,6 +254,8 @@ class DisplacedEmitter(CostEmitter):
             force -= BETA * after(at_current_state(cost), moves)
         ends = [end for mixed in plan.mixed for end in self.ends(self.plan.edges[mixed])]
         names = [*self.sees([cast(sp.Expr, force)], plan.fields), *(end for end in ends if end in self.moves)]
+        if phase == "nudged" and plan.external:
+            names.append(name)
         if names:
             self.now(names)
         self.live(plan.fields, force.free_symbols)

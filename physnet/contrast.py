@@ -62,7 +62,7 @@ class Phases:
         """Re sum_k c_k beta_k, which is 1 for estimates of a gradient: what a cost that depends on no state is
         multiplied by."""
         if not isinstance(beta, Tensor):
-            return 0.0  # outputs are clamped, and there is no cost
+            return self.rows * self.scale  # outputs are clamped; what no state changes still counts once
         rows = beta.reshape(-1)
         return self.difference(rows, lambda: rows).sum()
 

@@ -315,8 +315,8 @@ def test_majorised_sweeps_end_where_the_gradient_flow_ends(name: str, beta: floa
     model = model_of(name)
     free = relax(model, TIGHT, image=image())
     problem = free.problem.nudged(targets(model), [beta])
-    swept = run(problem, free.states, Relaxation("blocks", tolerance=1e-10), reference=free.states)
-    flowed = run(problem, free.states, Relaxation("flow", tolerance=1e-5), reference=free.states)
+    swept = run(problem, free.states, Relaxation("blocks", tolerance=1e-10))
+    flowed = run(problem, free.states, Relaxation("flow", tolerance=1e-5))
     assert bool(swept.converged.all())
     for node, value in swept.states.items():
         moved = float((value - free[node]).norm())
@@ -405,7 +405,7 @@ RULES: dict[str, tuple[list[tuple[str, object, float]], Callable[[dict[str, Tens
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("protocol", [*PROTOCOLS, "implicit"])
+@pytest.mark.parametrize("protocol", [*(name for name in PROTOCOLS if not PROTOCOLS[name].clamps), "implicit"])
 def test_a_regulariser_adds_its_value_and_its_gradient(rule: str, protocol: str) -> None:
     declared, written = RULES[rule]
 
@@ -518,7 +518,7 @@ BROKEN = [
     ("[image_hidden, head]", "[[w]]", (8, 25), "not a list of names", "such as"),
     ("cross_entropy", "x*b", (9, 47), "undeclared symbol 'b'", "in x and y"),
     ("weight: 0.5", "readout: dense(3), on: head", (10, 63), "has no key on", "remove"),
-    ("weight: 0.5", "weight: .inf", (10, 48), "not a finite number", "number"),
+    ("weight: 0.5", "weight: .inf", (10, 48), "should be a finite number", ""),
     ("target: hint", "target: label", (10, 61), "shapes (2,) and (3,)", "own target"),
     ("term: (x - y)**2/2", "name: own, term: (x - y)**2/2", (10, 20), "only a cost with a readout has name", "remove"),
 ]  # fmt: skip
