@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from physnet.protocols import Protocol
     from physnet.relaxation import Equilibrium, Integrator, Relaxation, integrator, relax
     from physnet.simulation import Simulation, simulate
+    from physnet.topologies import Sparse
     from physnet.training import Trainer, load_run, resume_run
 
 _HOMES = {
@@ -50,6 +51,7 @@ _HOMES = {
     "protocols": ("Protocol",),
     "relaxation": ("Equilibrium", "Integrator", "Relaxation", "integrator", "relax"),
     "simulation": ("Simulation", "simulate"),
+    "topologies": ("Sparse",),
     "training": ("Trainer", "load_run", "resume_run"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
@@ -60,7 +62,8 @@ __all__ = [  # noqa: RUF022
     "DataError", "DeclarationError", "PhysnetError", "RelaxationError", "RelaxationWarning", "ShapeError", "explain",
     "EnergyGraph",
     "EquilibriumPropagation", "gradients", "EnergyModel", "compile_energy", "Protocol", "Equilibrium", "Integrator",
-    "Relaxation", "integrator", "relax", "Simulation", "simulate", "Trainer", "load_run", "resume_run", "TrainingError",
+    "Relaxation", "integrator", "relax", "Simulation", "simulate", "Sparse", "Trainer", "load_run", "resume_run",
+    "TrainingError",
 ]  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
@@ -44,7 +45,8 @@ def parse_call(text: str, known: Registry[Any], otherwise: str = "") -> Any:
 def _read(text: str, known: Registry[Any], otherwise: str) -> tuple[str, list[Any], Mapping[str, Any]]:
     stripped = text.strip()
     try:
-        node = ast.parse(stripped, mode="eval").body if len(stripped) <= MAX_LENGTH else None
+        code = re.sub(r"'[^']*'", "''", stripped)  # quoted text may be long, such as a list of pairs
+        node = ast.parse(stripped, mode="eval").body if len(code) <= MAX_LENGTH else None
         match node:
             case ast.Name(id=name):
                 return name, [], {}

@@ -293,7 +293,8 @@ class DisplacedEmitter(CostEmitter):
         table = self.edge_symbols(plan)
         for position, (end, variable) in enumerate(zip(self.ends(plan), (PRE, POST), strict=True)):
             if end in self.moves:
-                move = moves[variable] = self.moves[end]
+                # by their ends, not by their node, which both have in common for a coupling inside it
+                move = moves[variable] = move_of(f"{end} {variable}")
                 for item, letter in ((move.old, "o"), (move.change, "d"), (move.new, "s")):
                     table[item] = self.pair(plan, letter, letter)[position]
             else:
@@ -308,10 +309,12 @@ class DisplacedEmitter(CostEmitter):
 
     def mixed_change(self, edge: str, node: str) -> str:
         plan = self.plan.edges[edge]
-        moves, table = self.pair_moves(plan)
-        to_pre = plan.edge.pre == node
-        slope = difference(derivative(plan.edge.term, PRE if to_pre else POST), moves)
-        return f"- {edge}_edge.{'to_pre' if to_pre else 'to_post'}({self.print(slope, table)})"
+        (moves, table), terms = self.pair_moves(plan), []
+        for end, side, way in ((plan.edge.pre, PRE, "to_pre"), (plan.edge.post, POST, "to_post")):
+            if end == node:
+                slope = difference(derivative(plan.edge.term, side), moves)
+                terms.append(f"- {edge}_edge.{way}({self.print(slope, table)})")
+        return " ".join(terms)
 
     # ------------------------------------------------------------ scalars
 

@@ -18,6 +18,7 @@ from physnet.elements import no_such_node
 from physnet.energy import FORMAT, Energy, energy_from_mapping, load_energy
 from physnet.errors import DeclarationError, Fault, ShapeError, collected, did_you_mean, located
 from physnet.graph import EnergyGraph
+from physnet.patterns import relative_to
 from physnet.references import find_method
 from physnet.schema import CostSchema, ExperimentSchema, LearnSchema, NodeSchema, RelaxSchema, TrainSchema, keys_at
 from physnet.sources import Source, dump_yaml, parse_source, read_source
@@ -122,11 +123,12 @@ def _build(source: Source) -> Experiment:
     try:
         schema = _read_schema(source.data)
         protocol = schema.learn.protocol
-        graph, *_ = collected(
-            lambda: _Builder(schema, Path(source.name).parent).build(),
-            lambda: located(("learn",), lambda: find_method(protocol)),
-            lambda: located(("train", "data"), lambda: check_data(schema.train.data)),
-        )
+        with relative_to(Path(source.name).parent):
+            graph, *_ = collected(
+                lambda: _Builder(schema, Path(source.name).parent).build(),
+                lambda: located(("learn",), lambda: find_method(protocol)),
+                lambda: located(("train", "data"), lambda: check_data(schema.train.data)),
+            )
     except DeclarationError as error:
         raise source.relocate(error) from None
     return Experiment(graph, schema.relax, schema.learn, schema.train, source)

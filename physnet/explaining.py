@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from itertools import groupby
 from typing import Any, cast
 
 import sympy as sp
@@ -25,7 +26,7 @@ from physnet.explanation import Case, Explanation, NodeEntry, ParameterEntry, Su
 from physnet.expressions import clip, derivative, symbol
 from physnet.external import at_current_state
 from physnet.graph import EnergyGraph
-from physnet.lowering import BETA, NodePlan, conditional, parameter_slope, target_symbol
+from physnet.lowering import BETA, Block, NodePlan, Plan, conditional, parameter_slope, roles_of, target_symbol
 from physnet.model import EnergyModel, check_model
 from physnet.protocols import Protocol
 from physnet.references import find_method, protocol_of
@@ -48,7 +49,8 @@ def explain(
     """
     check_model(model, "explain")
     plan, graph = model.plan, model.graph
-    blocks = {"free phase": plan.blocks} | ({"nudged phase": plan.nudged_blocks} if graph.costs else {})
+    phases = {"free phase": plan.blocks} | ({"nudged phase": plan.nudged_blocks} if graph.costs else {})
+    blocks = {phase: _taken(plan, order) for phase, order in phases.items()}
     named, title = graph.name or graph.energy.name, graph.energy.title
     return Explanation(
         title=": ".join(part for part in (named, title) if part) or "a network without a name",
@@ -60,6 +62,19 @@ def explain(
         beta=beta,
         warnings=plan.warnings,
     )
+
+
+def _taken(plan: Plan, blocks: tuple[Block, ...]) -> tuple[tuple[str, ...], ...]:
+    """What is updated at once, in turn; colours of one node that follow each other are counted."""
+    taken: list[tuple[str, ...]] = []
+    for nodes, run in groupby(blocks, key=lambda block: tuple(part.node for part in block)):
+        counts = [{part.colour for part in parts} for parts in zip(*run, strict=True)]
+        shares = [
+            name if None in colours else f"{name} (coloured, {len(colours)} of {len(plan.nodes[name].parts)} in turn)"
+            for name, colours in zip(nodes, counts, strict=True)
+        ]
+        taken.append(tuple(shares))
+    return tuple(taken)
 
 
 def _merged(phases: dict[str, Any], every: str) -> dict[str, Any]:
@@ -96,7 +111,8 @@ def _node(graph: EnergyGraph, plan: NodePlan) -> NodeEntry:
     force = -at_current_state(derivative(plan.conditional, X))
     for number, name in enumerate(plan.mixed, 1):
         pairs, pull = (_fresh(f"{word}{number}", node) for word in ("pairs", "pull"))
-        fields[pairs], fields[pull] = ((part,) for part in _broadcast(node, graph.edge(name)))
+        roles = [_broadcast(node, graph.edge(name), adjoint) for adjoint in roles_of(graph.edge(name), node.name)]
+        fields[pairs], fields[pull] = zip(*roles, strict=True)
         energy, force = energy + pairs, force + pull
     phases = {"free": plan.free} | ({} if plan.cost == 0 else {"nudged": plan.nudged})
     updates = {phase: _majorised(_update(solver, node, table), plan, phase) for phase, solver in phases.items()}
@@ -164,9 +180,8 @@ def _pair(edge: Edge, adjoint: bool = False) -> Names:
     }
 
 
-def _broadcast(node: Node, edge: Edge) -> tuple[Sum, Sum]:
-    """The energy and the force of a coupling that doesn't separate."""
-    adjoint = edge.pre == node.name
+def _broadcast(node: Node, edge: Edge, adjoint: bool) -> tuple[Sum, Sum]:
+    """The energy and the force of a coupling that doesn't separate, at one of its ends."""
     own, other, neighbour = (PRE, POST, edge.post) if adjoint else (POST, PRE, edge.pre)
     index = "" if isinstance(edge.connection, Identity) else "j"
     table = {**_pair(edge, adjoint), own: X, other: sp.Symbol(f"{neighbour}[{index or 'i'}]")}

@@ -33,6 +33,7 @@ from physnet.errors import DeclarationError, Fault, ShapeError, located
 from physnet.expressions import names, write
 from physnet.parameters import ParameterSpec
 from physnet.sharing import tie_faults, ties
+from physnet.topologies import inside
 
 
 class EnergyGraph:
@@ -104,6 +105,8 @@ class EnergyGraph:
         base = load_energy(energy) if isinstance(energy, str) else (energy or self.energy)
         coupling, specs = specialise(base.coupling, base, "edge", {"pre", "post"}, term, parameters, path)
         link = located((*path, "via"), lambda: parse_connection(connection))
+        if pre == post:
+            link = located((*path, "via"), lambda: inside(link))
         used = {key: spec for key, spec in specs.items() if key in names(coupling)}
         for key in set(parameters or ()) - set(used):
             raise DeclarationError(unused(key, used, (*path, "parameters", key)))
@@ -275,15 +278,6 @@ class EnergyGraph:
             faults.append(Fault("the graph has no free node", "add a node with role state or output", ("nodes",)))
         for edge in self.edges():
             path = ("edges", f"{edge.pre} -> {edge.post}")
-            if edge.pre == edge.post:
-                faults.append(
-                    Fault(
-                        f"'{edge.pre}' is coupled to itself",
-                        "divide it into two nodes; self-loops of a unit are an error",
-                        path,
-                    )
-                )
-                continue
             if not self.node(edge.pre).free and not self.node(edge.post).free:
                 faults.append(Fault("both ends of this edge are clamped, so it has no effect", "remove it", path))
             try:

@@ -10,11 +10,14 @@ nodes and parameters only and is computed once per relaxation; `live` is recompu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import cast
+from dataclasses import dataclass, field
+from itertools import combinations, product
+from typing import NamedTuple, cast
 
 import networkx as nx
+import numpy as np
 import sympy as sp
 
 from physnet.costs import Cost, Penalty
@@ -24,6 +27,7 @@ from physnet.expressions import derivative, symbol
 from physnet.external import BETA, External, Y, target_symbol
 from physnet.graph import EnergyGraph
 from physnet.separation import POST, PRE, GradientOnly, Separated, Solver, X, classify, separate
+from physnet.topologies import MAX_COLOURS, Colouring, Within, colour
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,16 @@ class Field:
         return cast(sp.Expr, sp.Add(*present))
 
 
+class Part(NamedTuple):
+    """The units of a node, or those of one colour."""
+
+    node: str
+    colour: int | None = None
+
+
+Block = tuple[Part, ...]
+
+
 @dataclass(frozen=True)
 class NodePlan:
     """What is to be computed for a free node.
@@ -85,6 +99,7 @@ class NodePlan:
         mixed: the couplings that don't separate.
         separable: the part of the cost that is a sum over units.
         external: the other costs.
+        colouring: where units of the node interact: those of one colour don't.
     """
 
     node: Node
@@ -95,6 +110,13 @@ class NodePlan:
     mixed: tuple[str, ...]
     separable: sp.Expr
     external: tuple[External, ...]
+    colouring: Colouring | None = field(default=None, compare=False)
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """Sets of its units that don't interact; together they are the node."""
+        name = self.node.name
+        return (Part(name),) if self.colouring is None else tuple(Part(name, c) for c in range(self.colouring.count))
 
     @property
     def conditional(self) -> sp.Expr:
@@ -117,7 +139,7 @@ class Plan:
     Arguments:
         nodes: plans of the free nodes, by name, in the order in which a signal from the inputs reaches them.
         edges: plans of the edges, by name.
-        blocks: sets of nodes that don't interact, in the order of a free sweep; together they hold all free nodes.
+        blocks: sets of units that don't interact, in the order of a free sweep; together they hold all free units.
         nudged_blocks: the same, in the order in which the nudge reaches them.
         ties: the tensors that tied parameters stand for.
         penalties: the regularisers, by owner.
@@ -126,8 +148,8 @@ class Plan:
     graph: EnergyGraph
     nodes: dict[str, NodePlan]
     edges: dict[str, EdgePlan]
-    blocks: tuple[tuple[str, ...], ...]
-    nudged_blocks: tuple[tuple[str, ...], ...]
+    blocks: tuple[Block, ...]
+    nudged_blocks: tuple[Block, ...]
     ties: dict[str, str]
     penalties: tuple[Penalty, ...]
 
@@ -160,10 +182,10 @@ def lower(graph: EnergyGraph) -> Plan:
     graph.validate()
     edges = {edge.name: EdgePlan(edge, _separate(edge)) for edge in graph.edges()}
     order = _signal_order(graph, {node.name for node in graph.nodes() if not node.free})
-    blocks = _blocks(graph, order)
-    backward = _signal_order(graph, {cost.node for cost in graph.costs})
-    nudged_blocks = tuple(sorted(blocks, key=lambda block: min(map(backward.index, block))))
     nodes = {name: _plan_node(graph, graph.node(name), edges) for name in order}
+    blocks = _blocks(graph, [part for node in nodes.values() for part in node.parts])
+    backward = _signal_order(graph, {cost.node for cost in graph.costs})
+    nudged_blocks = tuple(sorted(blocks, key=lambda block: min(backward.index(part.node) for part in block)))
     return Plan(graph, nodes, edges, blocks, nudged_blocks, graph.ties(), tuple(graph.penalties()))
 
 
@@ -188,21 +210,38 @@ def _plan_node(graph: EnergyGraph, node: Node, edges: dict[str, EdgePlan]) -> No
     if mixed:
         solver: Solver = GradientOnly(f"the coupling of '{mixed[0]}' doesn't separate")
         return NodePlan(node, cost, fields, solver, solver, mixed, separable, external)
+    colouring = _colouring(graph, node)
+    if isinstance(colouring, GradientOnly):
+        return NodePlan(node, cost, fields, colouring, colouring, mixed, separable, external)
     free = classify(conditional(node.term, sp.Integer(0), fields), bounded, has_edges)
     nudged = free if cost == 0 else classify(conditional(node.term, cost, fields), bounded, has_edges)
     for reason in filter(None, (item.refusal for item in external)):
         nudged = GradientOnly(reason)
-    return NodePlan(node, cost, fields, free, nudged, mixed, separable, external)
+    return NodePlan(node, cost, fields, free, nudged, mixed, separable, external, colouring)
+
+
+def _colouring(graph: EnergyGraph, node: Node) -> Colouring | GradientOnly | None:
+    """How the units of a node can be taken in turns, if they interact."""
+    within = [edge.connection for edge in graph.edges() if edge.pre == edge.post == node.name]
+    patterns = [item.pattern_of(node.shape) for item in within if isinstance(item, Within)]
+    if not patterns:
+        return None
+    sparse = [pattern for pattern in patterns if pattern is not None]
+    units = math.prod(node.shape)
+    if len(sparse) < len(patterns):
+        one_by_one = Colouring(np.arange(units).reshape(node.shape))
+        return GradientOnly(f"all its {units} units interact") if units > MAX_COLOURS else one_by_one
+    colouring = colour(node.shape, sparse)
+    if colouring.count > MAX_COLOURS:
+        return GradientOnly(f"its units interact so densely that they take {colouring.count} colours")
+    return colouring
 
 
 def _fields(graph: EnergyGraph, node: Node, edges: dict[str, EdgePlan]) -> tuple[Field, ...]:
     """Collect the couplings of a node by the function of its own state that they multiply."""
     collected: dict[sp.Expr, list[Source]] = {}
     for name, plan in edges.items():
-        if node.name not in (plan.edge.pre, plan.edge.post):
-            continue
-        adjoint = plan.edge.pre == node.name
-        for term in plan.separated or ():
+        for term, adjoint in product(plan.separated or (), roles_of(plan.edge, node.name)):
             own, other = (term.pre_factor, term.post_factor) if adjoint else (term.post_factor, term.pre_factor)
             basis = cast(sp.Expr, term.number * own.subs({PRE: X, POST: X}))
             if X not in basis.free_symbols:
@@ -238,19 +277,25 @@ def _signal_order(graph: EnergyGraph, origins: set[str]) -> list[str]:
     return sorted(free, key=lambda name: (distance.get(name, 0), free.index(name)))
 
 
-def _blocks(graph: EnergyGraph, order: list[str]) -> tuple[tuple[str, ...], ...]:
-    """Colour the graph of free nodes: the nodes of a block don't interact, so they are updated at once and exactly."""
+def roles_of(edge: Edge, node: str) -> tuple[bool, ...]:
+    """Whether a node is `pre` (true) or `post` (false) of an edge; for couplings inside it, both."""
+    return tuple(adjoint for adjoint, end in ((False, edge.post), (True, edge.pre)) if end == node)
+
+
+def _blocks(graph: EnergyGraph, order: list[Part]) -> tuple[Block, ...]:
+    """Colour the graph of free nodes: the parts of a block don't interact, so they are updated at once and exactly."""
+    joined = {frozenset((edge.pre, edge.post)) for edge in graph.edges()}
     interaction = nx.Graph()
     interaction.add_nodes_from(order)
-    interaction.add_edges_from((e.pre, e.post) for e in graph.edges() if e.pre in interaction and e.post in interaction)
+    interaction.add_edges_from((a, b) for a, b in combinations(order, 2) if frozenset((a.node, b.node)) in joined)
     colourings = [
         nx.greedy_color(interaction, strategy=strategy)  # pyright: ignore[reportArgumentType]
         for strategy in (lambda graph, colours: order, "DSATUR")
     ]
     best = min(colourings, key=lambda colouring: len(set(colouring.values())))
-    groups: dict[int, list[str]] = {}
-    for name in order:
-        groups.setdefault(best[name], []).append(name)
+    groups: dict[int, list[Part]] = {}
+    for part in order:
+        groups.setdefault(best[part], []).append(part)
     return tuple(tuple(group) for group in groups.values())
 
 

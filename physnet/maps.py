@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from physnet.lowering import Part
 from physnet.problem import Problem, State
 from physnet.separation import GradientOnly, Scalar
 
@@ -34,13 +35,13 @@ def sweep(problem: Problem, state: Mapping[str, Tensor], push: Push | None = Non
     """One sweep of exact updates over the blocks."""
     new = dict(state)
     for block in problem.blocks:
-        new |= {node: _update(problem, node, new, push) for node in block}
+        new |= {part.node: _update(problem, part, new, push) for part in block}
     return new
 
 
 def synchronous(problem: Problem, state: Mapping[str, Tensor], push: Push | None = None) -> State:
     """The prototypical map: exact updates of all units at once."""
-    return {node: _update(problem, node, state, push) for node in state}
+    return {node: _update(problem, Part(node), state, push) for node in state}
 
 
 def descent(rate: float) -> Map:
@@ -88,28 +89,27 @@ def unheld(problem: Problem, node: str, x: Tensor, force: Tensor) -> Tensor:
     return (~held).to(x.dtype)
 
 
-def _update(problem: Problem, node: str, state: Mapping[str, Tensor], push: Push | None) -> Tensor:
-    """The exact update of the units of a node.
+def _update(problem: Problem, part: Part, state: Mapping[str, Tensor], push: Push | None) -> Tensor:
+    """The exact update of some units of a node; its others stay.
 
     Closed forms are differentiated as they are. A minimum that Newton's method found moves by  -d(dF/dx) / (d2F/dx2)
     with whatever it depends on, so it gets this derivative from one more Newton step; so do pushed units.
     """
+    node = part.node
     if push is None and not isinstance(problem.solver(node), Scalar):
-        return problem.minimise((node,), state)[node]
+        return problem.minimise((part,), state)[node]
     with torch.no_grad():
-        settled = problem.minimise((node,), state)[node]
+        settled = problem.minimise((part,), state)[node]
     if not torch.is_grad_enabled() and push is None:
         return settled
+    chosen = problem.units(part)
+    units = torch.ones_like(settled) if chosen is None else chosen.to(settled).expand_as(settled)
     with torch.enable_grad():
         x = settled.detach().requires_grad_()
         force = problem.force({**state, node: x}, [node])[node]
-        (slope,) = torch.autograd.grad(force.sum(), x, retain_graph=True, materialize_grads=True)
-    response = unheld(problem, node, settled, force.detach()) / torch.where(slope == 0, 1.0, -slope)
+        # of the units of one part no two interact, so that each slope is that of a force in its own unit
+        (slope,) = torch.autograd.grad((units * force).sum(), x, retain_graph=True, materialize_grads=True)
+    response = units * unheld(problem, node, settled, force.detach()) / torch.where(slope == 0, 1.0, -slope)
     if push is not None:
         force = force + push[node]
-    return settled + response * force
-
-
-__all__ = [
-    "Map", "descent", "fitting_map", "has_exact_updates", "safe_rate", "sweep", "synchronous", "unheld",
-]  # fmt: skip
+    return torch.where(units > 0, settled, state[node]) + response * force

@@ -18,13 +18,13 @@ from torch import Tensor
 
 from physnet.domains import Domain
 from physnet.errors import RelaxationError
+from physnet.lowering import Block, Part
 from physnet.separation import GradientOnly
 
 if TYPE_CHECKING:
     from physnet.model import EnergyModel
 
 State = dict[str, Tensor]
-Block = tuple[str, ...]
 FLAT = 1e-6
 """Curvatures below this one say nothing about how far a force would carry a unit."""
 
@@ -204,22 +204,39 @@ class Problem:
 
     @property
     def blocks(self) -> tuple[Block, ...]:
-        """Sets of nodes that don't interact, in the order in which a signal reaches them."""
+        """Sets of units that don't interact, in the order in which a signal reaches them."""
         plan = self.model.plan
         return plan.blocks if self.beta is None else plan.nudged_blocks
+
+    def blocks_of(self, node: str) -> tuple[Block, ...]:
+        """Sets of units of one node that don't interact; together they are the node."""
+        return tuple((part,) for part in self.model.plan.nodes[node].parts)
 
     def solver(self, node: str):
         """How the units of a node are minimised, given everything else."""
         plan = self.model.plan.nodes[node]
         return plan.free if self.beta is None else plan.nudged
 
-    def minimise(self, block: Block, state: Mapping[str, Tensor]) -> State:
-        """The new states of a block: each unit at the minimum of the energy, everything else held fixed."""
-        return {name: self._minimisers[name](state) for name in block}
+    def minimise(self, block: Block | tuple[str, ...], state: Mapping[str, Tensor]) -> State:
+        """The new states of the nodes of a block: each of its units at the minimum of the energy, the rest fixed.
+
+        A node that is given by its bare name moves all its units at once, each as if it moved alone.
+        """
+        new: State = {}
+        for part in block:
+            node = part if isinstance(part, str) else part.node
+            moved, units = self._minimisers[node](state), None if isinstance(part, str) else self.units(part)
+            new[node] = moved if units is None else torch.where(units, moved, state[node])
+        return new
+
+    def units(self, part: Part) -> Tensor | None:
+        """Which units of its node belong to a part, [*node]; `None` for all."""
+        colouring = self.model.plan.nodes[part.node].colouring
+        return None if part.colour is None or colouring is None else colouring.mask(part.colour, self.like.device)
 
     @cached_property
-    def _minimisers(self) -> dict[str, Callable[[Mapping[str, Tensor]], Tensor]]:
-        return {name: self._minimiser(name) for name in self.model.free}
+    def _minimisers(self) -> _ByNode:
+        return _ByNode(self._minimiser)
 
     def _minimiser(self, name: str) -> Callable[[Mapping[str, Tensor]], Tensor]:
         if isinstance(self.solver(name), GradientOnly):
@@ -256,6 +273,18 @@ class Problem:
                 target = self._minimisers[name](state)
             steps[name] = domain.difference(target, state[name])
         return steps
+
+
+class _ByNode(dict[str, Callable[[Mapping[str, Tensor]], Tensor]]):
+    """Exact updates by node, prepared when they are first asked for, since not every node has one."""
+
+    def __init__(self, make: Callable[[str], Callable[[Mapping[str, Tensor]], Tensor]]) -> None:
+        super().__init__()
+        self.make = make
+
+    def __missing__(self, node: str) -> Callable[[Mapping[str, Tensor]], Tensor]:
+        self[node] = self.make(node)
+        return self[node]
 
 
 def repeat(value: Tensor, phases: int) -> Tensor:

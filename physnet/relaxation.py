@@ -330,7 +330,8 @@ def initial_state(
         return previous
     if initial == "forward":
         for node in problem.model.free:
-            state |= problem.minimise((node,), state)
+            for block in problem.blocks_of(node):
+                state |= problem.minimise(block, state)
     return state
 
 

@@ -82,12 +82,13 @@ class Vocabulary:
     def state(name: str) -> str:
         return f's["{name}"]'
 
-    def mixed_force(self, edge: str, node: str) -> str:
-        """The force of a coupling that doesn't separate on one of its ends."""
-        plan = self.plan.edges[edge]
-        to_pre = plan.edge.pre == node
-        slope = derivative(plan.edge.term, PRE if to_pre else POST)
-        return f"- {edge}_edge.{'to_pre' if to_pre else 'to_post'}({self.print(slope, self.pair_symbols(plan))})"
+    def mixed_force(self, edge_name: str, node: str) -> str:
+        plan, terms = self.plan.edges[edge_name], []
+        for end, side, way in ((plan.edge.pre, PRE, "to_pre"), (plan.edge.post, POST, "to_post")):
+            if end == node:
+                slope = derivative(plan.edge.term, side)
+                terms.append(f"- {edge_name}_edge.{way}({self.print(slope, self.pair_symbols(plan))})")
+        return " ".join(terms)
 
     def pair_symbols(self, plan: EdgePlan) -> Names:
         """Symbols of a coupling that is broadcast over all pairs."""

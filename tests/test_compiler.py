@@ -145,7 +145,7 @@ def test_an_exact_block_step_never_raises_the_energy(drawn: tuple[EnergyGraph, i
     model = compiled(drawn)
     problem, state = some_problem(model, rows=3, nudged=nudged)
     for block in (*problem.blocks, *problem.blocks):
-        if any(isinstance(problem.solver(name), GradientOnly) for name in block):
+        if any(isinstance(problem.solver(part.node), GradientOnly) for part in block):
             continue
         before = problem.energy(state)
         try:
@@ -157,7 +157,7 @@ def test_an_exact_block_step_never_raises_the_energy(drawn: tuple[EnergyGraph, i
         if not after.isfinite().all():  # an energy without a minimum
             break
         assert (after <= before + 1e-9 * (1 + before.abs())).all()
-        for name in block:
+        for name in moved:
             assert torch.equal(problem.domain(name).project(state[name]), state[name])
 
 
@@ -183,9 +183,10 @@ def test_exact_updates_of_random_couplings_never_raise_the_energy(coupling: str,
 def test_blocks_are_independent_and_cover_the_free_nodes(drawn: tuple[EnergyGraph, int]) -> None:
     model = compiled(drawn)
     for blocks in (model.plan.blocks, model.plan.nudged_blocks):
-        assert sorted(name for block in blocks for name in block) == sorted(model.free)
+        assert sorted(part.node for block in blocks for part in block) == sorted(model.free)
         for block in blocks:
-            assert not any(edge.pre in block and edge.post in block for edge in model.graph.edges())
+            nodes = {part.node for part in block}
+            assert not any(edge.pre in nodes and edge.post in nodes for edge in model.graph.edges())
 
 
 SOLVERS: list[tuple[str, str, Any, str]] = [
