@@ -214,7 +214,10 @@ class _Emitter(CostEmitter):
         symbols = self.node_symbols(name) | self.fixed_table(plan) | {X: self.state(name)}
         terms = [] if slope == 0 else [f"-({self.print(slope, symbols, table)})"]
         terms += [self.mixed_force(mixed, name) for mixed in plan.mixed]
-        self.out(f"return {' '.join(terms) or self.zero(name)}")
+        fields = {item for field in plan.fields for item in field.value.free_symbols}
+        if not plan.mixed and X not in slope.free_symbols and not fields & slope.free_symbols:
+            terms.append(f"+ {self.zero(name)}")  # the same in every state, but one for each of them
+        self.out(f"return {' '.join(terms)}")
 
     def curvature(self, plan: NodePlan, phase: str, solver: Solver) -> None:
         """What a force is measured by where there is no exact update."""

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from physnet.protocols import PROTOCOLS
+
 ROOT = Path(__file__).parent.parent
 DIGITS = str(ROOT / "examples" / "digits_hopfield.yaml")
 
@@ -40,9 +42,9 @@ def test_training_into_a_used_folder_is_refused(tmp_path: Path) -> None:
 def test_check_prints_a_row_for_every_protocol_and_tensor() -> None:
     checked = physnet("check", DIGITS, "--samples", "2")
     assert checked.returncode == 0, checked.stderr
-    for word in ("positive", "negative", "random_sign", "centered"):
+    for word in PROTOCOLS:
         assert word in checked.stdout
-    assert checked.stdout.count("image_hidden.w") == 4
+    assert checked.stdout.count("image_hidden.w") == len(PROTOCOLS)
 
 
 def test_explain_and_list_and_schema() -> None:

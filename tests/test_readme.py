@@ -54,7 +54,7 @@ def test_the_declaration_reference_is_valid() -> None:
     from physnet.schema import ExperimentSchema, NodeSchema, RelaxSchema, TrainSchema
 
     text = (ROOT / "docs" / "declaration.md").read_text()
-    whole, energy, costs, ties = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    whole, energy, links, costs, ties = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
     experiment = parse_experiment(whole.replace("data: digits ", "data: {npz: {file: absent.npz}} "))
     compile_energy(experiment.graph)
     for schema in (ExperimentSchema, NodeSchema, RelaxSchema, TrainSchema):
@@ -63,6 +63,9 @@ def test_the_declaration_reference_is_valid() -> None:
     parse_experiment(energy + "nodes: {a: {shape: 2, role: input}, b: {shape: 2}}\nedges: [a -> b]\n")
     nodes = "energy: hopfield\nnodes: {%s: {shape: 3, role: input}, %s: {shape: 3}, %s: {shape: 3}, %s: {shape: 3}}\n"
     edges = "edges: [image -> hidden, hidden -> deep, deep -> label]\n"
+    compile_energy(
+        parse_experiment("energy: xy\nnodes: {image: {shape: 64, role: input}, hidden: {shape: 256}}\n" + links).graph
+    )
     compile_energy(parse_experiment(nodes % ("image", "hidden", "deep", "label") + edges + costs).graph)
     assert parse_experiment(nodes.replace(", %s: {shape: 3}}", "}") % ("a", "b", "c") + ties).graph.ties()
 

@@ -363,7 +363,7 @@ def test_reading_patterns_imports_no_torch(tmp_path: Path) -> None:
 def networks(draw: Any) -> tuple[EnergyGraph, dict[str, Pairs]]:
     """Inputs, a node with couplings inside, and an output with a cost; and the pairs of every edge."""
     entry = draw(st.sampled_from(ENTRIES))
-    key = "g" if entry == "resistive" else "w"
+    key = "g" if entry.startswith("resistive") else "w"
     pattern, reads = draw(graphs(least=4)), draw(matrices())
     units = len(pattern)
     graph = EnergyGraph(entry).input("image", reads.shape[1], encode=[]).state("hidden", units)
