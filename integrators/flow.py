@@ -35,6 +35,10 @@ RESTARTS = 5
 """How often an implicit method may give up, as where a unit meets its bound, before the relaxation does."""
 
 
+FINEST = 1e-12
+"""The smallest relative error of a step that SciPy's solvers can be asked for."""
+
+
 class _Leave(Exception):
     """Raised inside the vector field to leave a solver: on arrival, or when the budget is spent."""
 
@@ -127,7 +131,7 @@ class Flow(Integrator):
             0.0,
             current.double().cpu().numpy().ravel(),
             math.inf,
-            rtol=self.rtol or field.error,
+            rtol=self.rtol or max(field.error, FINEST),
             atol=self.atol or field.error * field.scale,
             jac=jacobian,
             **({"lband": units - 1, "uband": units - 1} if self.method == "LSODA" else {}),

@@ -408,7 +408,7 @@ def _judge(result: Equilibrium, rule: StoppingRule, quiet: bool) -> None:
     if not bool(torch.isfinite(result.residual).all()):
         blame_data(result.problem)
         for node, value in result.problem.step(result.states).items():
-            if bool(torch.isinf(value).any()):
+            if not bool(torch.isfinite(value).all()):
                 raise RelaxationError(
                     f"the exact update of '{node}' is not finite: look for energies that fall without bound, "
                     "reduce |beta|, or give the node a bounded domain"

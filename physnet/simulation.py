@@ -154,7 +154,7 @@ def _follow(motion: _Motion) -> Trajectory:
         grid = torch.linspace(begin, end, settings.times, dtype=torch.float64)
         times.append(grid[1:])
         path.append(motion.integrate(grid)[1:])
-        equilibrium = run(problem, motion.state(path[-1][-1]), Relaxation(), quiet=True)
+        equilibrium = _rest(problem, motion.state(path[-1][-1]), rule)
         end = motion.nearest(equilibrium.states)
         # judged here, not where `relax` left it: an angle that runs away looks still once it is huge
         resting = rule.residual(end) <= 1e-2 * settings.within
@@ -181,6 +181,17 @@ def _follow(motion: _Motion) -> Trajectory:
         converged=settled.isfinite(),
         equilibrium=equilibrium,
     )
+
+
+def _rest(problem: Problem, state: State, rule: StoppingRule) -> Equilibrium:
+    """The equilibrium that a state leads to; the state itself, not converged, where there is none: what runs away is a
+    result of a simulation, too."""
+    try:
+        return run(problem, state, Relaxation(), quiet=True)
+    except RelaxationError as error:
+        residual = rule.residual(state)
+        never = torch.zeros(problem.rows, dtype=torch.int64, device=residual.device)
+        return Equilibrium(state, residual, never, never > 0, "none", problem, str(error))
 
 
 def _stretches(duration: float | None, unit: float) -> list[float]:

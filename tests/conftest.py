@@ -30,6 +30,12 @@ settings.register_profile(
 settings.load_profile("physnet")
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """The same random numbers in a test, whatever ran before it."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def float64() -> Iterator[None]:
     """float64 as the default dtype of one test."""
