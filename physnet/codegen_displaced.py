@@ -88,7 +88,7 @@ class DisplacedEmitter(CostEmitter):
 
     def value(self, expression: sp.Expr, node: str, variable: sp.Symbol = X) -> str:
         """An expression in the state of a node, where it is now."""
-        return self.print(expression, {variable: f's["{node}"]'})
+        return self.print(expression, {variable: f'{"s" if node in self.moves else "o"}["{node}"]'})
 
     def change(self, expression: sp.Expr, node: str, variable: sp.Symbol = X) -> str:
         """How much an expression in the state of a node has changed."""
@@ -114,7 +114,7 @@ class DisplacedEmitter(CostEmitter):
     def now(self, names: Iterable[str]) -> None:
         """Emit the states of some nodes, where they are now."""
         needed = ", ".join(f'"{name}": o["{name}"] + d["{name}"]' for name in dict.fromkeys(names))
-        self.out(f"s = {{**o, {needed}}}")
+        self.out(f"s = {{{needed}}}")
 
     def sees(self, expressions: Iterable[sp.Expr], fields: Iterable[Field]) -> list[str]:
         """Nodes whose present state some expressions, and the fields in them, are written with."""
@@ -132,17 +132,26 @@ class DisplacedEmitter(CostEmitter):
         self.out.function(f"origin_{name}(p, s, k)", f"The force on {name} at the free state, and its live fields.")
         entries = ['"force": force']
         table: Names = self.node_symbols(name) | self.fixed_table(plan) | {X: self.state(name)}
+        needed = self.needed(plan)
         for field in plan.fields:
             if field.live:
                 self.out(f"live{field.index} = {self.sum_of(field.live)}")
                 table[field.live_symbol] = f"live{field.index}"
-                entries.append(f"{field.index}: live{field.index}")
+                if live_move(field).old in needed:
+                    entries.append(f"{field.index}: live{field.index}")
         slope = slopes(plan)[0]
         terms = [] if slope == 0 else [f"-({self.print(slope, table)})"]
         terms += [self.mixed_force(mixed, name) for mixed in plan.mixed]
         shaped = X in slope.free_symbols or plan.mixed
         self.out(f"force = {' '.join(terms) or '0'}{'' if shaped else f' + 0*{self.state(name)}'}")
         self.out(f"return {{{', '.join(entries)}}}")
+
+    def needed(self, plan: NodePlan) -> set[sp.Basic]:
+        """What the functions of a node are written with; fields of the free state matter where they multiply."""
+        moves = live_moves(plan) | self.move(plan.node.name)
+        written = [difference(slopes(plan)[0], moves), *self.curved(plan, "nudged")]
+        written += [rate for solver in (plan.free, plan.nudged) if (rate := self.rate(plan, solver)) is not None]
+        return {item for expression in written for item in expression.free_symbols}
 
     def minimise(self, plan: NodePlan, phase: str) -> None:
         name, solver = plan.node.name, plan.nudged if phase == "nudged" else plan.free
@@ -237,9 +246,9 @@ class DisplacedEmitter(CostEmitter):
         self.out(f'return minimise_scalar(None, slopes, d["{name}"], r["domain"])')
 
     def present(self, plan: NodePlan, phase: str, expressions: Iterable[sp.Expr]) -> None:
-        """Emit the present states that a function needs: of non-linear neighbours, and where there is a cost."""
+        """Emit the present states that a function needs: of non-linear neighbours, and where a cost ties units."""
         names = self.sees(expressions, plan.fields)
-        if phase == "nudged":
+        if phase == "nudged" and plan.external:
             names.append(plan.node.name)
         if names:
             self.now(names)

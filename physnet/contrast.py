@@ -11,7 +11,7 @@ would take:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from jaxtyping import Num
@@ -112,7 +112,7 @@ class Phases:
             return products[0]
         return torch.cat([u for u, _ in products]), torch.cat([v for _, v in products])
 
-    def expand(self, s: dict[str, Tensor]) -> dict[str, Tensor]:
+    def expand(self, s: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """States with clamped nodes repeated for every phase."""
         full = len(self.coefficients) * self.rows
         return {

@@ -18,7 +18,7 @@ from torch import Tensor
 from physnet.domains import Domain
 from physnet.errors import RelaxationError
 from physnet.expressions import clip, log_cosh, relu, softplus, step
-from physnet.problem import Problem, State, repeat, some_rows
+from physnet.problem import Problem, Repeated, State, repeat, some_rows
 from physnet.separation import GradientOnly
 
 ROUGH = (sp.Abs, sp.sign, sp.Max, sp.Min, relu, step, clip, softplus, log_cosh)
@@ -85,9 +85,9 @@ class Displaced(Problem):
         )
         self.plain = problem
         self.phases = phases = problem.rows // free.rows
-        full = {**free.clamped, **state}
+        full = {**state, **free.clamped}
         functions = self.model.functions
-        self.origin = {**problem.clamped, **{name: repeat(value, phases) for name, value in state.items()}}
+        self.origin: Mapping[str, Tensor] = Repeated(full, phases)
         self.held = dict(held or {})
         self.around: dict[str, dict[Any, Any]] = {}
         for name in self.model.free:

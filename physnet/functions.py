@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -85,13 +86,13 @@ def squared_norm(edge: Linked, w: Tensor) -> Tensor:
     return edge.apply(edge.adjoint(rows, w), w).flatten(1).abs().sum(1).max()
 
 
-def ones(shape: tuple[int, ...], s: dict[str, Tensor]) -> Tensor:
+def ones(shape: tuple[int, ...], s: Mapping[str, Tensor]) -> Tensor:
     """One row of ones for a node of that shape, like the states."""
     like = next(iter(s.values()))
     return torch.ones((1, *shape), dtype=like.dtype, device=like.device)
 
 
-def number(value: float, s: dict[str, Tensor]) -> Tensor:
+def number(value: float, s: Mapping[str, Tensor]) -> Tensor:
     """A scalar weight, like the states."""
     like = next(iter(s.values()))
     return torch.tensor(value, dtype=like.dtype, device=like.device)

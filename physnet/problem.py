@@ -8,7 +8,7 @@ face.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, NoReturn, TypeVar
@@ -73,10 +73,10 @@ class Problem:
     def __init__(
         self,
         model: EnergyModel,
-        clamped: State,
+        clamped: Mapping[str, Tensor],
         rows: int,
-        fixed: dict[str, dict[int, Tensor]] | None = None,
-        targets: State | None = None,
+        fixed: Mapping[str, Mapping[int, Tensor]] | None = None,
+        targets: Mapping[str, Tensor] | None = None,
         beta: Tensor | None = None,
         parameters: Mapping[str, Tensor] | None = None,
     ) -> None:
@@ -96,15 +96,10 @@ class Problem:
         wanted = self.model.as_targets(targets, self.rows)
         return Problem(
             self.model,
-            {name: repeat(value, phases) for name, value in self.clamped.items()},
+            Repeated(self.clamped, phases),
             phases * self.rows,
-            {
-                node: {
-                    i: repeat(value, phases) if value.shape[0] == self.rows else value for i, value in fields.items()
-                }
-                for node, fields in self.fixed.items()
-            },
-            {name: repeat(value, phases) for name, value in wanted.items()},
+            {node: Repeated(fields, phases, self.rows) for node, fields in self.fixed.items()},
+            Repeated(wanted, phases),
             self._betas(betas).repeat_interleave(self.rows),
             self.parameters,
         )
@@ -133,7 +128,10 @@ class Problem:
     @property
     def like(self) -> Tensor:
         """A tensor with the dtype and device of the states."""
-        return next(iter(self.clamped.values()), next(iter(self.parameters.values()), torch.empty(0)))
+        for tensors in (self.parameters, self.clamped):
+            for tensor in tensors.values():
+                return tensor
+        return torch.empty(0)
 
     def _fixed_fields(self) -> dict[str, dict[int, Tensor]]:
         seed = self.clamped or {"": self.like}
@@ -293,6 +291,33 @@ def repeat(value: Tensor, phases: int) -> Tensor:
 
 
 K = TypeVar("K")
+
+
+class Repeated(Mapping[K, Tensor]):
+    """Tensors with the same rows for every phase, made when they are asked for: most never are.
+
+    Arguments:
+        once: the tensors of one phase.
+        phases: how many there are.
+        rows: if given, only tensors of so many rows are repeated; what all rows share stays.
+    """
+
+    def __init__(self, once: Mapping[K, Tensor], phases: int, rows: int | None = None) -> None:
+        self.once, self.phases, self.rows = once, phases, rows
+        self.made: dict[K, Tensor] = {}
+
+    def __getitem__(self, name: K) -> Tensor:
+        if name not in self.made:
+            value = self.once[name]
+            kept = self.rows is not None and value.shape[0] != self.rows
+            self.made[name] = value if kept else repeat(value, self.phases)
+        return self.made[name]
+
+    def __iter__(self) -> Iterator[K]:
+        return iter(self.once)
+
+    def __len__(self) -> int:
+        return len(self.once)
 
 
 def some_rows(tensors: Mapping[K, Tensor], rows: Tensor, count: int) -> dict[K, Tensor]:

@@ -131,7 +131,7 @@ class StoppingRule:
         size = _norm(length)
         if phases == 1:
             return _norm(step) / (size + self.tiny) - self.resolution
-        floor = size.view(phases, -1).amax(0) * self.resolution
+        floor = size.view(phases, -1).amax(0).mul_(self.resolution)
         apart, size = _apart(step, phases), _apart(length, phases)
         return ((apart - floor) / (size + self.tiny)).repeat(phases)
 
@@ -149,7 +149,7 @@ def _norm(values: Tensor) -> Tensor:
 
 def _apart(values: Tensor, phases: int) -> Tensor:
     """How far the phases of each sample are apart, at most: [phases * rows, ...] -> [rows]."""
-    first, *others = values.unflatten(0, (phases, -1))
+    first, *others = values.chunk(phases)
     distances = [_norm(other - first) for other in others]
     return distances[0] if len(distances) == 1 else torch.stack(distances).amax(0)
 
