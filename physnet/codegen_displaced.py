@@ -11,54 +11,27 @@ nearly equal is ever subtracted, and nudges far below the resolution of the stat
 and otherwise the names of `physnet.codegen`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import cast
 
 import sympy as sp
 
-from physnet.costcode import CostEmitter
-from physnet.differences import Move, Moves, after, difference
-from physnet.expressions import derivative, symbol, write
+from physnet.differences import after, difference
+from physnet.displacements import FORCE, Displacements, changes, live_move, live_moves
+from physnet.expressions import derivative
 from physnet.external import HERE, at_current_state
 from physnet.lowering import (
     BETA,
     EdgePlan,
-    Field,
     NodePlan,
-    Plan,
-    Product,
     Source,
-    contrast_products,
-    parameter_slope,
 )
-from physnet.printing import Lines, shown
 from physnet.separation import POST, PRE, GradientOnly, Linear, Quadratic, Scalar, Sinusoid, Solver, X
 from physnet.vocabulary import Names
 
-FORCE = sp.Symbol("force at the free state", real=True)
-NUDGE = {BETA: Move(sp.Integer(0), BETA, BETA)}
 
-
-def move_of(node: str) -> Move:
-    """How the state of a node moves, as symbols."""
-    return Move(*(sp.Symbol(f"{what} {node}", real=True) for what in ("origin", "change", "moved")))
-
-
-class DisplacedEmitter(CostEmitter):
+class DisplacedEmitter(Displacements):
     """Writes the functions of nudged phases."""
-
-    here = "o"
-
-    def __init__(self, plan: Plan, out: Lines) -> None:
-        super().__init__(plan, out)
-        self.moves = {name: move_of(name) for name in plan.nodes}
-        self.states: Names = {}
-        for node in plan.graph.nodes():
-            move = self.moves.get(node.name)
-            table = {} if move is None else {move.old: "o", move.change: "d", move.new: "s"}
-            self.states |= {item: f'{letter}["{node.name}"]' for item, letter in table.items()}
 
     def emit(self) -> None:
         for plan in self.plan.nodes.values():
@@ -70,60 +43,6 @@ class DisplacedEmitter(CostEmitter):
             if not node.free:
                 self.clamped_force(node.name)
         self.energy()
-        for edge in self.plan.edges.values():
-            for name in edge.edge.parameters:
-                self.edge_contrast(edge, name)
-        for plan in self.plan.nodes.values():
-            for name in plan.node.parameters:
-                self.node_contrast(plan, name)
-        for item in self.plan.external:
-            self.readout_contrasts(item)
-        self.summed_contrasts()
-
-    # ------------------------------------------------------------ what moves
-
-    def move(self, node: str, variable: sp.Symbol = X) -> dict[sp.Symbol, Move]:
-        """The moves of an expression in the state of one node; a clamped node stays."""
-        return {variable: self.moves[node]} if node in self.moves else {}
-
-    def value(self, expression: sp.Expr, node: str, variable: sp.Symbol = X) -> str:
-        """An expression in the state of a node, where it is now."""
-        return self.print(expression, {variable: f'{"s" if node in self.moves else "o"}["{node}"]'})
-
-    def change(self, expression: sp.Expr, node: str, variable: sp.Symbol = X) -> str:
-        """How much an expression in the state of a node has changed."""
-        return self.print(difference(expression, self.move(node, variable)), self.states)
-
-    def live_change(self, source: Source) -> str:
-        return self.source(source, self.change(source.function, source.neighbour))
-
-    def live(self, fields: Iterable[Field], wanted: set[sp.Basic]) -> None:
-        for field in fields:
-            if field.live and live_move(field).change in wanted:
-                self.out(f"live{field.index} = {' + '.join(map(self.live_change, field.live))}")
-
-    def field_table(self, plan: NodePlan) -> Names:
-        table = self.fixed_table(plan) | {FORCE: 'r["force"]'}
-        for field in plan.fields:
-            table |= {live_move(field).old: f"r[{field.index}]", live_move(field).change: f"live{field.index}"}
-        return table
-
-    def symbols(self, plan: NodePlan) -> Names:
-        return self.node_symbols(plan.node.name) | self.field_table(plan) | self.states
-
-    def now(self, names: Iterable[str]) -> None:
-        """Emit the states of some nodes, where they are now."""
-        needed = ", ".join(f'"{name}": o["{name}"] + d["{name}"]' for name in dict.fromkeys(names))
-        self.out(f"s = {{{needed}}}")
-
-    def sees(self, expressions: Iterable[sp.Expr], fields: Iterable[Field]) -> list[str]:
-        """Nodes whose present state some expressions, and the fields in them, are written with."""
-        used = {item for expression in expressions for item in expression.free_symbols}
-        for field in fields:
-            if live_move(field).change in used:
-                for source in field.live:
-                    used |= difference(source.function, self.move(source.neighbour)).free_symbols
-        return [name for name, move in self.moves.items() if move.new in used]
 
     # ------------------------------------------------------------ relaxation
 
@@ -290,41 +209,6 @@ class DisplacedEmitter(CostEmitter):
             return ""
         return f"- ({self.value(slope, name)})*{self.live_change(source)}"
 
-    # ------------------------------------------------------------ couplings that don't separate
-
-    @staticmethod
-    def ends(plan: EdgePlan) -> tuple[str, str]:
-        return plan.edge.pre, plan.edge.post
-
-    def pair_moves(self, plan: EdgePlan) -> tuple[Moves, Names]:
-        """The moves of both ends of all pairs, and how their symbols are written."""
-        moves: dict[sp.Symbol, Move] = {}
-        table = self.edge_symbols(plan)
-        for position, (end, variable) in enumerate(zip(self.ends(plan), (PRE, POST), strict=True)):
-            if end in self.moves:
-                # by their ends, not by their node, which both have in common for a coupling inside it
-                move = moves[variable] = move_of(f"{end} {variable}")
-                for item, letter in ((move.old, "o"), (move.change, "d"), (move.new, "s")):
-                    table[item] = self.pair(plan, letter, letter)[position]
-            else:
-                table[variable] = self.pair(plan, "o", "o")[position]
-        return moves, table
-
-    def pair(self, plan: EdgePlan, pre: str, post: str) -> tuple[str, str]:
-        ends = self.ends(plan)
-        letters = [letter if end in self.moves else "o" for letter, end in zip((pre, post), ends, strict=True)]
-        pairs = f'{plan.edge.name}_edge.pairs({letters[0]}["{ends[0]}"], {letters[1]}["{ends[1]}"])'
-        return f"{pairs}[0]", f"{pairs}[1]"
-
-    def mixed_change(self, edge: str, node: str) -> str:
-        plan = self.plan.edges[edge]
-        (moves, table), terms = self.pair_moves(plan), []
-        for end, side, way in ((plan.edge.pre, PRE, "to_pre"), (plan.edge.post, POST, "to_post")):
-            if end == node:
-                slope = difference(derivative(plan.edge.term, side), moves)
-                terms.append(f"- {edge}_edge.{way}({self.print(slope, table)})")
-        return " ".join(terms)
-
     # ------------------------------------------------------------ scalars
 
     def energy(self) -> None:
@@ -357,91 +241,11 @@ class DisplacedEmitter(CostEmitter):
             terms.append(f"total(({self.change(post, edge.post, POST)})*{new})")
         return terms
 
-    # ------------------------------------------------------------ contrasts
-
-    def edge_contrast(self, plan: EdgePlan, parameter: str) -> None:
-        edge = plan.edge
-        slope = derivative(edge.term, symbol(parameter))
-        self.out.function(self.contrast_head(edge.name, parameter), f"d/d{parameter}: {write(slope)}")
-        weight = self.tensor(edge.name, parameter)
-        if plan.separated is None:
-            self.mixed_contrast(plan, slope, weight)
-            return
-        terms: list[str] = []
-        for factor, products in contrast_products(plan, parameter).items():
-            stacked = ", ".join(self.product(plan, product) for product in products)
-            printed = self.print(factor, self.edge_symbols(plan))
-            # a scalar that multiplies a tensor has one slope per pair, which are summed
-            each = edge.parameters[parameter].shape == "scalar" and any(
-                edge.parameters[str(item)].shape != "scalar" for item in factor.free_symbols
-            )
-            term = f"{edge.name}_edge.correlate(*phases.stack({stacked}), {printed if each else weight})"
-            if factor != 1:
-                term = f"({printed})*{term}"
-            if each:
-                term = f"({term}).sum()"
-            terms.append(term)
-        self.out(f"return {' + '.join(terms) or f'0*{weight}'}")
-
-    def mixed_contrast(self, plan: EdgePlan, slope: sp.Expr, weight: str) -> None:
-        moves, table = self.pair_moves(plan)
-        self.out("o = phases.expand(o)")
-        pairs = self.pair(plan, "o", "o")
-        every_pair = f"0*{pairs[0]}*{pairs[1]}"  # a summand without pre or post counts once per pair, too
-        change = self.print(difference(slope, moves), table)
-        value = self.print(after(slope, moves), table)
-        self.out(f"return phases.reduce({change} + {every_pair}, lambda: {value} + {every_pair}, {weight})")
-
-    def product(self, plan: EdgePlan, product: Product) -> str:
-        """The rows of one product: how phases combine depends on which factors are the same in all phases."""
-        edge, arguments, kinds = plan.edge, [], []
-        for side, factor, variable in ((edge.pre, product.pre_factor, PRE), (edge.post, product.post_factor, POST)):
-            if variable not in factor.free_symbols:
-                kinds.append("constant")
-                arguments.append(f"ones({edge.name}_edge.{'pre' if variable is PRE else 'post'}, {self.here})")
-            elif side in self.moves:
-                kinds.append("free")
-                arguments.append(f"({self.value(factor, side, variable)}, {self.change(factor, side, variable)})")
-            else:
-                kinds.append("clamped")
-                arguments.append(self.print(factor, {variable: f'o["{side}"]'}))
-        return f"phases.{kinds[0]}_{kinds[1]}({arguments[0]}, {arguments[1]}, {self.print(product.number)})"
-
-    def node_contrast(self, plan: NodePlan, parameter: str) -> None:
-        name = plan.node.name
-        slope = parameter_slope(plan, parameter)
-        self.out.function(self.contrast_head(name, parameter), f"d/d{parameter}: {shown(slope)}")
-        number, rest = cast(tuple[sp.Expr, sp.Expr], slope.as_coeff_Mul())
-        weight = self.tensor(name, parameter)
-        if slope == 0:
-            self.out(f"return 0*{weight}")
-            return
-        moves = NUDGE | self.move(name)
-        tables = (self.node_symbols(name), self.states)
-        none = f' + 0*d["{name}"]'
-        change = self.print(difference(rest, moves), *tables) + none
-        value = self.print(after(rest, moves), *tables) + none
-        self.out(f"return phases.reduce({change}, lambda: {value}, {weight}, {self.print(number)})")
-
 
 def slopes(plan: NodePlan) -> tuple[sp.Expr, sp.Expr]:
     """(dE/dx, dC/dx) of one unit, given its fields."""
     energy = plan.node.term + sp.Add(*(field.basis * field.value for field in plan.fields))
     return derivative(cast(sp.Expr, energy), X), derivative(plan.cost, X)
-
-
-def live_move(field: Field) -> Move:
-    old, change = (sp.Symbol(f"{what} live {field.index}", real=True) for what in ("old", "change"))
-    return Move(old, change, cast(sp.Expr, old + change))
-
-
-def live_moves(plan: NodePlan) -> dict[sp.Symbol, Move]:
-    return {field.live_symbol: live_move(field) for field in plan.fields if field.live}
-
-
-def changes(plan: NodePlan) -> set[sp.Expr]:
-    """What is recomputed in every sweep."""
-    return {move.change for move in live_moves(plan).values()}
 
 
 def split(plan: NodePlan, expression: sp.Expr) -> tuple[sp.Expr, sp.Expr]:

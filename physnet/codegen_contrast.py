@@ -1,0 +1,106 @@
+"""Torch source for contrasts: dF/dtheta of every parameter, combined over the phases of a protocol.
+
+The functions take what those of `physnet.codegen_displaced` take, with `s` holding all states, and `phases`, which knows
+how rows of several phases combine (`physnet.contrast`).
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import sympy as sp
+
+from physnet.differences import Move, after, difference
+from physnet.displacements import Displacements
+from physnet.expressions import derivative, symbol, write
+from physnet.lowering import (
+    BETA,
+    EdgePlan,
+    NodePlan,
+    Product,
+    contrast_products,
+    parameter_slope,
+)
+from physnet.printing import shown
+from physnet.separation import POST, PRE
+
+NUDGE = {BETA: Move(sp.Integer(0), BETA, BETA)}
+
+
+class ContrastEmitter(Displacements):
+    """Writes the contrasts of a plan."""
+
+    def emit(self) -> None:
+        for edge in self.plan.edges.values():
+            for name in edge.edge.parameters:
+                self.edge_contrast(edge, name)
+        for plan in self.plan.nodes.values():
+            for name in plan.node.parameters:
+                self.node_contrast(plan, name)
+        for item in self.plan.external:
+            self.readout_contrasts(item)
+        self.summed_contrasts()
+
+    def edge_contrast(self, plan: EdgePlan, parameter: str) -> None:
+        edge = plan.edge
+        slope = derivative(edge.term, symbol(parameter))
+        self.out.function(self.contrast_head(edge.name, parameter), f"d/d{parameter}: {write(slope)}")
+        weight = self.tensor(edge.name, parameter)
+        if plan.separated is None:
+            self.mixed_contrast(plan, slope, weight)
+            return
+        terms: list[str] = []
+        for factor, products in contrast_products(plan, parameter).items():
+            stacked = ", ".join(self.product(plan, product) for product in products)
+            printed = self.print(factor, self.edge_symbols(plan))
+            # a scalar that multiplies a tensor has one slope per pair, which are summed
+            each = edge.parameters[parameter].shape == "scalar" and any(
+                edge.parameters[str(item)].shape != "scalar" for item in factor.free_symbols
+            )
+            term = f"{edge.name}_edge.correlate(*phases.stack({stacked}), {printed if each else weight})"
+            if factor != 1:
+                term = f"({printed})*{term}"
+            if each:
+                term = f"({term}).sum()"
+            terms.append(term)
+        self.out(f"return {' + '.join(terms) or f'0*{weight}'}")
+
+    def mixed_contrast(self, plan: EdgePlan, slope: sp.Expr, weight: str) -> None:
+        moves, table = self.pair_moves(plan)
+        self.out("o = phases.expand(o)")
+        pairs = self.pair(plan, "o", "o")
+        every_pair = f"0*{pairs[0]}*{pairs[1]}"  # a summand without pre or post counts once per pair, too
+        change = self.print(difference(slope, moves), table)
+        value = self.print(after(slope, moves), table)
+        self.out(f"return phases.reduce({change} + {every_pair}, lambda: {value} + {every_pair}, {weight})")
+
+    def product(self, plan: EdgePlan, product: Product) -> str:
+        """The rows of one product: how phases combine depends on which factors are the same in all phases."""
+        edge, arguments, kinds = plan.edge, [], []
+        for side, factor, variable in ((edge.pre, product.pre_factor, PRE), (edge.post, product.post_factor, POST)):
+            if variable not in factor.free_symbols:
+                kinds.append("constant")
+                arguments.append(f"ones({edge.name}_edge.{'pre' if variable is PRE else 'post'}, {self.here})")
+            elif side in self.moves:
+                kinds.append("free")
+                arguments.append(f"({self.value(factor, side, variable)}, {self.change(factor, side, variable)})")
+            else:
+                kinds.append("clamped")
+                arguments.append(self.print(factor, {variable: f'o["{side}"]'}))
+        return f"phases.{kinds[0]}_{kinds[1]}({arguments[0]}, {arguments[1]}, {self.print(product.number)})"
+
+    def node_contrast(self, plan: NodePlan, parameter: str) -> None:
+        name = plan.node.name
+        slope = parameter_slope(plan, parameter)
+        self.out.function(self.contrast_head(name, parameter), f"d/d{parameter}: {shown(slope)}")
+        number, rest = cast(tuple[sp.Expr, sp.Expr], slope.as_coeff_Mul())
+        weight = self.tensor(name, parameter)
+        if slope == 0:
+            self.out(f"return 0*{weight}")
+            return
+        moves = NUDGE | self.move(name)
+        tables = (self.node_symbols(name), self.states)
+        none = f' + 0*d["{name}"]'
+        change = self.print(difference(rest, moves), *tables) + none
+        value = self.print(after(rest, moves), *tables) + none
+        self.out(f"return phases.reduce({change}, lambda: {value}, {weight}, {self.print(number)})")
