@@ -1,7 +1,7 @@
 """Torch source for contrasts: dF/dtheta of every parameter, combined over the phases of a protocol.
 
-The functions take what those of `physnet.codegen_displaced` take, with `s` holding all states, and `phases`, which knows
-how rows of several phases combine (`physnet.contrast`).
+The functions take what those of `physnet.codegen_displaced` take, with `s` holding all states, and `phases`, which
+knows how rows of several phases combine (`physnet.contrast`).
 """
 
 from __future__ import annotations

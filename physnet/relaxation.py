@@ -25,6 +25,7 @@ from physnet.model import check_model
 from physnet.problem import Problem, Share, State
 from physnet.randomness import stream
 from physnet.registry import Registry, subclass_of
+from physnet.stopping import StoppingRule
 
 if TYPE_CHECKING:
     from physnet.model import EnergyModel
@@ -103,55 +104,6 @@ class Equilibrium:
 
     def __getitem__(self, node: str) -> Tensor:
         return self.states[node]
-
-
-class StoppingRule:
-    """When a sample has arrived.
-
-    The residual of a row is  max over nodes of  |step| / |state|,  in Euclidean norms; in a nudged phase the state is
-    the displacement from the free equilibrium. Where a sample has several phases, both are measured between phases:
-    what they share, such as what the free phase left undone, cancels in the contrast. Steps below the resolution of the
-    dtype count as zero.
-
-    Arguments:
-        problem: gives the domains.
-        tolerance: bound on the residual.
-        max_sweeps: where to give up.
-    """
-
-    def __init__(self, problem: Problem, tolerance: float, max_sweeps: int) -> None:
-        self.problem, self.tolerance, self.max_sweeps = problem, tolerance, max_sweeps
-        self.resolution = 4 * torch.finfo(problem.like.dtype).eps
-        self.tiny = torch.finfo(problem.like.dtype).tiny
-
-    def relative(self, node: str, old: Tensor, new: Tensor) -> Float[Tensor, " rows"]:
-        """The relative size of the step of one node, per row; negative if it is below the resolution."""
-        domain, phases = self.problem.domain(node), self.problem.phases
-        step, length = domain.difference(new, old), domain.magnitude(new)
-        size = _norm(length)
-        if phases == 1:
-            return _norm(step) / (size + self.tiny) - self.resolution
-        floor = size.view(phases, -1).amax(0).mul_(self.resolution)
-        apart, size = _apart(step, phases), _apart(length, phases)
-        return ((apart - floor) / (size + self.tiny)).repeat(phases)
-
-    def residual(self, state: Mapping[str, Tensor]) -> Float[Tensor, " rows"]:
-        """The residual of a state, whichever way it was reached."""
-        worst = torch.zeros(self.problem.rows, dtype=self.problem.like.dtype, device=self.problem.like.device)
-        for node, step in self.problem.step(state).items():
-            worst = torch.maximum(worst, self.relative(node, state[node], state[node] + step))
-        return worst
-
-
-def _norm(values: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(values if values.dim() == 2 else values.flatten(1), dim=1)
-
-
-def _apart(values: Tensor, phases: int) -> Tensor:
-    """How far the phases of each sample are apart, at most: [phases * rows, ...] -> [rows]."""
-    first, *others = values.chunk(phases)
-    distances = [_norm(other - first) for other in others]
-    return distances[0] if len(distances) == 1 else torch.stack(distances).amax(0)
 
 
 class Integrator(ABC):
