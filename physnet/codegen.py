@@ -197,13 +197,7 @@ class _Emitter(CostEmitter):
         for function, expression in (("energy", solver.energy), ("slopes", (solver.slope, solver.curvature))):
             self.out("")
             self.out(f"def {function}(x):")
-            expressions = expression if isinstance(expression, tuple) else (expression,)
-            shared, reduced = sp.cse(expressions, symbols=(sp.Dummy(f"v{i}") for i in range(1000)))
-            local = dict(table)
-            for index, (item, value) in enumerate(shared):
-                self.out(f"v{index} = {self.print(value, local)}", 2)
-                local[item] = f"v{index}"
-            self.out(f"return {', '.join(self.print(cast(sp.Expr, item), local) for item in reduced)}", 2)
+            self.returned(expression if isinstance(expression, tuple) else (expression,), table)
         self.out("")
         self.out(f'return minimise_scalar(energy, slopes, s["{name}"], {name}_domain)')
 

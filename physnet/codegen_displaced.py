@@ -156,11 +156,7 @@ class DisplacedEmitter(Displacements):
         self.out("def slopes(x):")
         self.out(f'm = o["{name}"] + x', 2)
         local = symbols | {self.moves[name].change: "x", self.moves[name].new: "m"}
-        shared, reduced = sp.cse(curved, symbols=(sp.Dummy(f"v{i}") for i in range(1000)))
-        for index, (item, value) in enumerate(shared):
-            self.out(f"v{index} = {self.print(value, local)}", 2)
-            local[item] = f"v{index}"
-        self.out(f"return {', '.join(self.print(cast(sp.Expr, item), local) for item in reduced)}", 2)
+        self.returned(curved, local)
         self.out("")
         self.out(f'return minimise_scalar(None, slopes, d["{name}"], r["domain"])')
 

@@ -34,6 +34,15 @@ class CostEmitter(Vocabulary):
         printed = self.print(term, self.node_symbols(name), {X: self.state(name)})
         return printed if X in term.free_symbols else f"{printed} + {self.zero(name)}"
 
+    def returned(self, expressions: tuple[sp.Expr, ...], table: Names) -> None:
+        """Emit the end of an inner function that returns some expressions; what they share is worked out once."""
+        shared, reduced = sp.cse(expressions, symbols=(sp.Dummy(f"v{i}") for i in range(1000)))
+        local = dict(table)
+        for index, (item, value) in enumerate(shared):
+            self.out(f"v{index} = {self.print(value, local)}", 2)
+            local[item] = f"v{index}"
+        self.out(f"return {', '.join(self.print(cast(sp.Expr, item), local) for item in reduced)}", 2)
+
     def no_rows(self) -> str:
         first = next(iter(self.plan.nodes))
         return f"0*total({self.state(first)})"
