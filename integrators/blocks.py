@@ -22,8 +22,13 @@ from physnet.problem import Problem, State
 from physnet.relaxation import Equilibrium, Integrator, StoppingRule, integrator
 from physnet.separation import GradientOnly, Scalar
 
-SLOWEST = 0.99
+SLOWEST = 0.999
 """Slowest decay per sweep that is told apart from standing still."""
+SLOWEST_PLAIN = 0.99
+"""Slowest decay of plain sweeps that over-relaxation is chosen for: 1.82. A rate is measured among transients that look
+slower than they are, and of too much over-relaxation the decay doesn't tell; `omega` can be given."""
+GUESS = 0.99
+"""The decay that is taken for granted before one has been measured."""
 PATIENCE = 10
 """Sweeps still to come from which on it pays to over-relax."""
 
@@ -197,7 +202,7 @@ class _Progress:
     def rate(self, sweep: int, residual: Numbers) -> Numbers:
         """q of every sample since the last measurement; the first tells nothing, so that it could be the slowest."""
         if not self.last_check:
-            return np.full_like(residual, SLOWEST)
+            return np.full_like(residual, GUESS)
         rate = (residual / np.maximum(self.residual, TINY)) ** (1 / (sweep - self.last_check))
         # over-relaxed sweeps decay by omega - 1 at best, whatever a single measurement says
         return rate.clip(self.omega - 1, SLOWEST)
@@ -209,5 +214,5 @@ def best_omega(rate: float, omega: float) -> float:
     With mu^2 the decay of plain sweeps,  (rate + omega - 1)^2 = rate omega^2 mu^2,  and the best omega is
     2/(1 + sqrt(1 - mu^2)).
     """
-    plain = min((rate + omega - 1) ** 2 / (rate * omega**2), SLOWEST)
+    plain = min((rate + omega - 1) ** 2 / (rate * omega**2), SLOWEST_PLAIN)
     return 2 / (1 + math.sqrt(1 - plain))

@@ -22,7 +22,7 @@ from torchdiffeq import odeint_event
 from physnet.errors import DeclarationError, Fault, RelaxationError
 from physnet.problem import Problem, State
 from physnet.relaxation import Equilibrium, Integrator, StoppingRule, integrator
-from physnet.vectors import FAR, LOST, Vectors
+from physnet.vectors import FAR, LOST, Vectors, not_real
 
 EXPLICIT = ("dopri5", "bosh3", "adaptive_heun", "dopri8", "fehlberg2")
 STIFF = {"Radau": Radau, "BDF": BDF, "LSODA": LSODA}
@@ -67,7 +67,7 @@ class Flow(Integrator):
 
     @classmethod
     def refusal(cls, problem: Problem) -> str | None:
-        return None
+        return not_real(problem)
 
     def relax(self, problem: Problem, state: State, rule: StoppingRule) -> Equilibrium:
         field = _VectorField(problem, state, rule)

@@ -21,7 +21,7 @@ from physnet.expressions import clip, log_cosh, relu, softplus, step
 from physnet.problem import Problem, Repeated, State, repeat, some_rows
 from physnet.separation import GradientOnly
 
-ROUGH = (sp.Abs, sp.sign, sp.Max, sp.Min, relu, step, clip, softplus, log_cosh)
+ROUGH = (sp.Abs, sp.erf, sp.sign, sp.Max, sp.Min, relu, step, clip, softplus, log_cosh)
 """Functions that are not holomorphic, or that torch has no complex form of."""
 
 
@@ -184,7 +184,8 @@ def nudge(
         raise RelaxationError("readouts are no part of the network and can't be clamped: use the protocol centered")
     held = {}
     for target, wanted in free.model.targets.items():
-        way = problem.targets[target] - repeat(state[wanted.node], phases)
+        here = repeat(state[wanted.node], phases)
+        way = free.domain(wanted.node).difference(problem.targets[target], here)
         held[wanted.node] = problem.beta_for(wanted.node) * way
     still = Problem(
         problem.model, problem.clamped, problem.rows, problem.fixed, problem.targets, parameters=problem.parameters

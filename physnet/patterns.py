@@ -81,7 +81,8 @@ class Pattern:
         if len(self) <= LISTED:
             sign = "-" if self.undirected else ">"
             return repr(" ".join(f"{j}{sign}{i}" for j, i in zip(self.pre, self.post, strict=True))) + sizes
-        sizes = sizes or (f", units={post_units}" if self.undirected else f", post={post_units}, pre={pre_units}")
+        if self.sizes is None:
+            sizes = f", width={pre_units}" + (", undirected=True" if self.undirected else "")
         gaps = np.diff(self.post * pre_units + self.pre, prepend=0)
         return f"gaps='{' '.join(map(str, gaps))}'{sizes}"
 
@@ -144,7 +145,8 @@ class OnDevice:
             import torch
 
             name, device = key
-            self.tensors[key] = torch.as_tensor(self.arrays[name], device=device)
+            with torch.inference_mode(False):  # the cache outlives the mode that it was filled in
+                self.tensors[key] = torch.as_tensor(self.arrays[name], device=device)
         return self.tensors[key]
 
     def __getstate__(self) -> dict[str, Any]:

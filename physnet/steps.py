@@ -5,6 +5,7 @@ gradient of a step = mean over its samples, whichever process and batch they are
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -105,6 +106,10 @@ class Steps:
         tensors = list(self.engine.model.tensors.values())
         value, fine = all_finite(cost, [*(t.grad for t in tensors if t.grad is not None), *tensors])
         failure = None if fine else explain_nonfinite(self.engine, batch, str(self.position))
+        if failure is None and not math.isfinite(value):
+            failure = TrainingError(
+                f"{self.position}: the cost is {value}: reduce the learning rate, or set train.clip"
+            )
         if failure is not None:
             raise failure
         if self.settings.clip is not None:

@@ -105,7 +105,8 @@ def falls(
 
 def not_real(problem: Problem) -> str | None:
     """Why methods for minima on the real line refuse complex states."""
-    return "its states are complex, so that the energy has no minimum" if problem.like.is_complex() else None
+    nudged = problem.beta is not None and problem.beta.is_complex()
+    return "its states are complex, so that the energy has no minimum" if nudged else None
 
 
 __all__ = ["FAR", "LOST", "Vector", "Vectors", "dot", "falls", "not_real"]
