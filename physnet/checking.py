@@ -8,13 +8,13 @@ tells of units that change their active bound between the phases, of a beta that
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from physnet.learning import EquilibriumPropagation, gradients
 from physnet.model import EnergyModel
-from physnet.protocols import PROTOCOLS, Protocol, find_protocol
+from physnet.protocols import PROTOCOLS, find_protocol
 from physnet.relaxation import Relaxation
 
 
@@ -52,10 +52,11 @@ def _mean_gradient(
     model: EnergyModel, beta: float, name: str, relaxation: Relaxation | str, batch: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """The estimate of a protocol, in the mean over the lists of phases that it draws from."""
-    alternatives = find_protocol(name).alternatives
+    protocol = find_protocol(name)
+    alternatives = protocol.alternatives
     total: dict[str, Tensor] = {}
     for phases in alternatives:
-        ep = EquilibriumPropagation(model, beta, Protocol(name, (phases,)), relaxation=relaxation)
+        ep = EquilibriumPropagation(model, beta, replace(protocol, alternatives=(phases,)), relaxation=relaxation)
         for tensor, value in gradients(ep, **batch).items():
             total[tensor] = total.get(tensor, 0) + value / len(alternatives)
     return total

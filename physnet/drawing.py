@@ -134,7 +134,8 @@ def _edge_lines(edge: Edge) -> list[str]:
 
 def _cost_line(cost: Cost) -> str:
     weight = "" if cost.weight == 1 else f"{cost.weight:g} · "
-    return f"cost {weight}{cost.written}, y = {cost.target}"
+    head = "" if cost.readout is None else f" of {cost.readout.name}: {cost.readout.declaration()}"
+    return f"cost {weight}{cost.written}{head}, y = {cost.target}"
 
 
 # --------------------------------------------------------------------------- the figure

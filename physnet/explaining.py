@@ -29,7 +29,7 @@ from physnet.graph import EnergyGraph
 from physnet.lowering import BETA, Block, NodePlan, Plan, conditional, parameter_slope, roles_of, target_symbol
 from physnet.model import EnergyModel, check_model
 from physnet.protocols import Protocol
-from physnet.references import find_method, protocol_of
+from physnet.references import Reference, find_method, protocol_of
 from physnet.relaxation import choose
 from physnet.separation import POST, PRE, GradientOnly, Linear, Quadratic, Scalar, Sinusoid, Solver, X
 
@@ -49,6 +49,7 @@ def explain(
     """
     check_model(model, "explain")
     plan, graph = model.plan, model.graph
+    method = find_method(protocol)
     phases = {"free phase": plan.blocks} | ({"nudged phase": plan.nudged_blocks} if graph.costs else {})
     blocks = {phase: _taken(plan, order) for phase, order in phases.items()}
     named, title = graph.name or graph.energy.name, graph.energy.title
@@ -58,9 +59,10 @@ def explain(
         blocks=_merged(blocks, "every phase"),
         nodes=tuple(_node(graph, node) for node in plan.nodes.values()),
         parameters=tuple(_parameter(model, name) for name in graph.tensors()),
-        protocol=protocol_of(find_method(protocol)),
+        protocol=protocol_of(method),
         beta=beta,
         warnings=plan.warnings,
+        reference=str(method) if isinstance(method, Reference) else "",
     )
 
 

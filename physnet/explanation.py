@@ -96,6 +96,7 @@ class Explanation:
         integrators: which one `auto` takes and why, by phase.
         blocks: sets of nodes that are updated at once, in their order, by phase.
         warnings: what the energy costs.
+        reference: the reference that is asked for, if it isn't a protocol.
     """
 
     title: str
@@ -106,6 +107,7 @@ class Explanation:
     protocol: Protocol
     beta: float | None
     warnings: tuple[str, ...]
+    reference: str = ""
 
     @property
     def text(self) -> str:
@@ -144,8 +146,14 @@ def _summary(explanation: Explanation) -> Iterator[str]:
     yield from (f"integrator, {phase}: {chosen}" for phase, chosen in explanation.integrators.items())
     for phase, order in explanation.blocks.items():
         yield f"blocks, {phase}: {', then '.join(' and '.join(block) for block in order)}"
-    nudge = "" if explanation.beta is None else f", beta = {explanation.beta:g}"
-    yield f"learning: {explanation.protocol.name}{nudge}; L is the mean cost, [...] a mean over the samples"
+    protocol, beta = explanation.protocol, explanation.protocol.fixed_beta or explanation.beta
+    nudge = "" if beta is None else f", beta = {beta:g}"
+    if explanation.reference:
+        yield f"learning: {explanation.reference}, which the rules of {protocol.name} approach as beta vanishes"
+    elif protocol.clamps:
+        yield f"learning: {protocol.name}{nudge}: outputs are held at the fraction beta of the way to their targets"
+    else:
+        yield f"learning: {protocol.name}{nudge}; L is the mean cost, [...] a mean over the samples"
     yield from (f"warning: {message}" for message in explanation.warnings)
 
 
@@ -168,9 +176,16 @@ def _phase(phase: str) -> str:
     return f"{phase} phase" if phase != "every" else ""
 
 
+def _exact(number: complex) -> sp.Expr:
+    """A number without the digits that floating point made up."""
+    parts = [sp.nsimplify(round(part, 12), rational=True) for part in (complex(number).real, complex(number).imag)]
+    shown = [part if part.q < 1000 else sp.Float(float(part), 4) for part in parts]
+    return cast(sp.Expr, shown[0] + sp.I * shown[1])
+
+
 def _weights(phases: tuple[Phase, ...]) -> list[tuple[sp.Expr, sp.Expr]]:
     """(nudge beta_k, coefficient c_k) of every phase."""
-    exact = [(sp.nsimplify(m, rational=True), sp.nsimplify(c, rational=True)) for m, c in phases]
+    exact = [(_exact(m), _exact(c)) for m, c in phases]
     return [(multiple * BETA, coefficient / BETA) for multiple, coefficient in exact]
 
 

@@ -97,7 +97,9 @@ def gradient_descending_updates(
     propagated = {name: torch.stack([run[name] for run in runs]).mean(0) for name in runs[0]}
     _check_fixed_point(problem, state, step, propagated, beta)
     backpropagated = contributions(problem, state, targets, step, steps)
-    return [Updates(name, value, backpropagated[name]) for name, value in propagated.items()]
+    outside = model.graph.readouts()  # they act on the cost alone, whatever the number of steps
+    names = [name for name in propagated if name.partition(".")[0] not in outside]
+    return [Updates(name, propagated[name], backpropagated[name]) for name in names]
 
 
 def increments(nudged: Problem, state: Mapping[str, Tensor], step: Map, steps: int, beta: float) -> Series:

@@ -41,7 +41,12 @@ def sweep(problem: Problem, state: Mapping[str, Tensor], push: Push | None = Non
 
 def synchronous(problem: Problem, state: Mapping[str, Tensor], push: Push | None = None) -> State:
     """The prototypical map: exact updates of all units at once."""
-    return {node: _update(problem, Part(node), state, push) for node in state}
+    new = dict(state)
+    for node in state:
+        for part in problem.model.plan.nodes[node].parts:
+            moved, units = _update(problem, part, state, push), problem.units(part)
+            new[node] = moved if units is None else torch.where(units, moved, new[node])
+    return new
 
 
 def descent(rate: float) -> Map:
@@ -106,7 +111,8 @@ def _update(problem: Problem, part: Part, state: Mapping[str, Tensor], push: Pus
     units = torch.ones_like(settled) if chosen is None else chosen.to(settled).expand_as(settled)
     with torch.enable_grad():
         x = settled.detach().requires_grad_()
-        force = problem.force({**state, node: x}, [node])[node]
+        there = torch.where(units > 0, x, state[node])  # the other units of the node keep what they depend on
+        force = problem.force({**state, node: there}, [node])[node]
         # of the units of one part no two interact, so that each slope is that of a force in its own unit
         (slope,) = torch.autograd.grad((units * force).sum(), x, retain_graph=True, materialize_grads=True)
     response = units * unheld(problem, node, settled, force.detach()) / torch.where(slope == 0, 1.0, -slope)

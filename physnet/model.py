@@ -168,8 +168,9 @@ class EnergyModel(nn.Module):
             value = torch.as_tensor(targets[name]).to(like.device)
             if not value.is_floating_point() and value.dim() == 1 and len(node.shape) == 1:
                 if int(value.min()) < 0 or int(value.max()) >= node.shape[0]:
+                    wrong = int(value.min()) if int(value.min()) < 0 else int(value.max())
                     raise ShapeError(
-                        f"the target '{name}' holds class {int(value.max())}",
+                        f"the target '{name}' holds class {wrong}",
                         f"'{node.name}' has {node.shape[0]} units",
                     )
                 value = nn.functional.one_hot(value.long(), node.shape[0])

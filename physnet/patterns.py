@@ -329,16 +329,21 @@ def _explicit(pattern: Any, arguments: tuple[Any, ...], options: dict[str, Any])
         _refuse(options)
         return read_file(file, undirected)
     if pattern is None and "gaps" in options:
-        gaps, sizes = options.pop("gaps"), _sizes(options)
-        if sizes is None:
-            raise DeclarationError("gaps have no meaning without sizes", "give units, or post and pre")
+        gaps, width = options.pop("gaps"), options.pop("width", None)
+        undirected = options.pop("undirected", False) if width is not None else False
+        sizes = None if width is not None else _sizes(options)
+        if width is None and sizes is None:
+            raise DeclarationError("gaps have no meaning without sizes", "give units, or post and pre, or width")
+        if width is not None and (isinstance(width, bool) or not isinstance(width, int) or width < 1):
+            raise DeclarationError(f"the width {width!r} is not a whole number, at least 1", "such as width=10")
         numbers = str(gaps).split()
         if not all(number.isdigit() and len(number) < 16 for number in numbers):
             raise DeclarationError("gaps are whole numbers", "such as gaps='1 5 3'")
         keys = np.cumsum(np.array(numbers, dtype=np.int64))
-        undirected = options.pop("undirected")
+        if sizes is not None:
+            undirected, width = options.pop("undirected"), sizes[1]
         _refuse(options)
-        return from_pairs(keys % sizes[1], keys // sizes[1], sizes, undirected)
+        return from_pairs(keys % width, keys // width, sizes, undirected)
     if isinstance(pattern, str):
         return _listed(pattern, options)
     raise DeclarationError(

@@ -9,6 +9,7 @@ An integrator is a class with `refusal(problem)` and `relax(problem, state, rule
 from __future__ import annotations
 
 import importlib
+import inspect
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from physnet.displaced import Displaced, nudge
-from physnet.errors import DeclarationError, Fault, RelaxationError, RelaxationWarning, ShapeError
+from physnet.errors import DeclarationError, Fault, RelaxationError, RelaxationWarning, ShapeError, did_you_mean
 from physnet.model import check_model
 from physnet.problem import Problem, Share, State
 from physnet.randomness import stream
@@ -171,10 +172,12 @@ def make_integrator(name: str, options: Mapping[str, Any]) -> Integrator | None:
 def _construct(kind: type[Integrator], options: Mapping[str, Any]) -> Integrator:
     try:
         return kind(**options)
-    except TypeError as problem:
-        raise DeclarationError(
-            Fault(f"integrator '{kind.name}': {problem}", "see its documentation", ("options",))
-        ) from None
+    except TypeError:
+        known = list(inspect.signature(kind).parameters)
+        wrong = next((name for name in options if name not in known), "options")
+        hint = did_you_mean(wrong, known, "it has none")
+        message = f"integrator '{kind.name}' has no option '{wrong}'"
+        raise DeclarationError(Fault(message, hint, ("options", wrong), at_key=True)) from None
 
 
 def choose(problem: Problem, name: str = "auto") -> tuple[type[Integrator], str]:

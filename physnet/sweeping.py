@@ -60,15 +60,20 @@ class Run:
         return ", ".join([*(f"{key} = {_written(value)}" for key, value in self.values.items()), f"seed {self.seed}"])
 
 
+_CALL = re.compile(r"""(?<!["'])\b[A-Za-z]\w*\([^()"]*\)(?!["'])""")
+
+
 def parse_values(key: str, text: str) -> list[Any]:
     """The values of `KEY=VALUE,VALUE,…`: the text between the brackets of a YAML list.
 
-    So commas inside brackets, braces and quotes belong to a value: `[64],[128]` are two lists, `[1, 2]` is one.
+    So commas inside brackets, braces, quotes and calls belong to a value: `[64],[128]` are two lists, `[1, 2]` is one,
+    and so is `sparse('ring', 6)`.
 
     Raises:
         DeclarationError: if there is no value, or one twice, or it isn't YAML.
     """
-    values = parse_source(f"[{text}]", f"--set {key}").data
+    quoted = _CALL.sub(lambda call: json.dumps(call[0]), text)
+    values = parse_source(f"[{quoted}]", f"--set {key}").data
     if not isinstance(values, list) or not values:
         raise DeclarationError(f"--set {key}={text}: no values", "separate them by commas: --set learn.beta=.01,.1")
     if len(set(map(_written, values))) < len(values):
