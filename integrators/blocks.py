@@ -27,6 +27,8 @@ SLOWEST = 0.999
 SLOWEST_PLAIN = 0.99
 """Slowest decay of plain sweeps that over-relaxation is chosen for: 1.82. A rate is measured among transients that look
 slower than they are, and of too much over-relaxation the decay doesn't tell; `omega` can be given."""
+SAVING = 6
+"""Sweeps that must lie ahead for it to pay that samples leave: to set up a smaller batch costs about two."""
 GUESS = 0.99
 """The decay that is taken for granted before one has been measured."""
 PATIENCE = 10
@@ -90,7 +92,7 @@ class Blocks(Integrator):
 
 
 def _sweep(problem: Problem, state: State, omega: float, rule: StoppingRule | None) -> Tensor | None:
-    """Update every block of `state` in place; with a rule, measure the residual of every row."""
+    """Update every block of `state` in place; with a rule, measure the residual of every sample."""
     residual = None
     for block in problem.blocks:
         for node, new in problem.minimise(block, state).items():
@@ -99,7 +101,7 @@ def _sweep(problem: Problem, state: State, omega: float, rule: StoppingRule | No
                 domain = problem.domain(node)
                 new = domain.project(old + omega * domain.difference(new, old))
             if rule is not None:
-                step = rule.relative(node, old, new)
+                step = rule.of_samples(node, old, new)
                 residual = step if residual is None else torch.maximum(residual, step)
             state[node] = new
     return None if residual is None else residual.clamp_min_(0)
@@ -167,7 +169,7 @@ class _Progress:
 
     def arrived(self, sweep: int, measured: Tensor) -> bool:
         """Take note of a measurement; true if every sample has settled, or if a state is not a number."""
-        residual = measured.double().cpu().numpy()  # the one point where the host waits
+        residual = np.tile(measured.double().cpu().numpy(), self.phases)  # the one point where the host waits
         rate = self.rate(sweep, residual)
         distance = residual * rate / (1 - rate)
         self.settled = distance <= self.tolerance
@@ -176,7 +178,9 @@ class _Progress:
         if not distance[slowest] > self.tolerance:
             return True
         self.plan(sweep, float(distance[slowest]), float(rate[slowest]))
-        self.few_left = 2 * len(self.moving()) <= len(rate) // self.phases and self.next_check > sweep + 1
+        samples = len(rate) // self.phases
+        ahead = self.next_check - sweep
+        self.few_left = ahead >= SAVING and 2 * len(self.moving()) <= samples
         self.sweeps[~self.settled] = self.next_check
         return False
 

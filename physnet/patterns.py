@@ -343,7 +343,7 @@ def _explicit(pattern: Any, arguments: tuple[Any, ...], options: dict[str, Any])
         if sizes is not None:
             undirected, width = options.pop("undirected"), sizes[1]
         _refuse(options)
-        return from_pairs(keys % width, keys // width, sizes, undirected)
+        return from_pairs(keys % int(width or 1), keys // int(width or 1), sizes, undirected)
     if isinstance(pattern, str):
         return _listed(pattern, options)
     raise DeclarationError(

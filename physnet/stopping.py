@@ -32,14 +32,18 @@ class StoppingRule:
 
     def relative(self, node: str, old: Tensor, new: Tensor) -> Float[Tensor, " rows"]:
         """The relative size of the step of one node, per row; negative if it is below the resolution."""
+        measured = self.of_samples(node, old, new)
+        return measured if self.problem.phases == 1 else measured.repeat(self.problem.phases)
+
+    def of_samples(self, node: str, old: Tensor, new: Tensor) -> Float[Tensor, " samples"]:
+        """The same per sample, whose phases are judged together."""
         domain, phases = self.problem.domain(node), self.problem.phases
         step, length = domain.difference(new, old), domain.magnitude(new)
-        size = _norm(length)
         if phases == 1:
-            return _norm(step) / (size + self.tiny) - self.resolution
-        floor = size.view(phases, -1).amax(0).mul_(self.resolution)
-        apart, size = _apart(step, phases), _apart(length, phases)
-        return ((apart - floor) / (size + self.tiny)).repeat(phases)
+            size, length = _norm(step), _norm(length)
+        else:
+            size, length = _apart(step, phases), _apart(length, phases)
+        return size / (length + self.tiny) - self.resolution
 
     def residual(self, state: Mapping[str, Tensor]) -> Float[Tensor, " rows"]:
         """The residual of a state, whichever way it was reached."""
