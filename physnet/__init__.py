@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from physnet.checking import check_gradients
-    from physnet.connections import Dense, Identity
+    from physnet.connections import Dense
     from physnet.declaration import graph_from_yaml, graph_to_yaml, load_experiment
     from physnet.drawing import draw
     from physnet.energy import Energy
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
         RelaxationError,
         RelaxationWarning,
         ShapeError,
-        TrainingError,
     )
     from physnet.explaining import explain
     from physnet.graph import EnergyGraph
@@ -30,19 +29,18 @@ if TYPE_CHECKING:
     from physnet.model import EnergyModel, compile_energy
     from physnet.protocols import Protocol
     from physnet.relaxation import Equilibrium, Integrator, Relaxation, integrator, relax
-    from physnet.simulation import Simulation, simulate
+    from physnet.simulation import simulate
     from physnet.topologies import Sparse
     from physnet.training import Trainer, load_run, resume_run
 
 _HOMES = {
     "checking": ("check_gradients",),
-    "connections": ("Dense", "Identity"),
+    "connections": ("Dense",),
     "declaration": ("graph_from_yaml", "graph_to_yaml", "load_experiment"),
     "drawing": ("draw",),
     "energy": ("Energy",),
     "errors": (
         *("DataError", "DeclarationError", "PhysnetError", "RelaxationError", "RelaxationWarning", "ShapeError"),
-        "TrainingError",
     ),
     "explaining": ("explain",),
     "graph": ("EnergyGraph",),
@@ -50,7 +48,7 @@ _HOMES = {
     "model": ("EnergyModel", "compile_energy"),
     "protocols": ("Protocol",),
     "relaxation": ("Equilibrium", "Integrator", "Relaxation", "integrator", "relax"),
-    "simulation": ("Simulation", "simulate"),
+    "simulation": ("simulate",),
     "topologies": ("Sparse",),
     "training": ("Trainer", "load_run", "resume_run"),
 }
@@ -58,12 +56,11 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __version__ = "0.1.0"
 __all__ = [  # noqa: RUF022
-    "check_gradients", "Dense", "Identity", "graph_from_yaml", "graph_to_yaml", "load_experiment", "draw", "Energy",
+    "check_gradients", "Dense", "graph_from_yaml", "graph_to_yaml", "load_experiment", "draw", "Energy",
     "DataError", "DeclarationError", "PhysnetError", "RelaxationError", "RelaxationWarning", "ShapeError", "explain",
     "EnergyGraph",
     "EquilibriumPropagation", "gradients", "EnergyModel", "compile_energy", "Protocol", "Equilibrium", "Integrator",
-    "Relaxation", "integrator", "relax", "Simulation", "simulate", "Sparse", "Trainer", "load_run", "resume_run",
-    "TrainingError",
+    "Relaxation", "integrator", "relax", "simulate", "Sparse", "Trainer", "load_run", "resume_run",
 ]  # fmt: skip
 
 

@@ -201,8 +201,8 @@ def list_everything() -> None:
         table.add_row("protocol", name, f"error of order {protocol.bias}" + _from(PROTOCOLS, name))
     for family, make in FAMILIES.items():
         table.add_row("protocol", f"{family}(N)", _first_line(make))
-    for name, reference in REFERENCES.items():
-        table.add_row("reference", name, reference.idea)
+    for reference in REFERENCES.values():
+        table.add_row("reference", str(reference), reference.idea)
     for name, data in DATA.usable():
         table.add_row("data", name, _first_line(data) + _from(DATA, name))
     table.add_row("function", ", ".join(FUNCTIONS), "")

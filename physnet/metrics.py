@@ -115,7 +115,8 @@ def evaluate(
     """Mean cost and error in per cent at the free equilibrium; processes take turns at the batches."""
     model, samples = engine.model, len(next(iter(data.values())))
     rank, processes = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
-    fresh = copy(engine)  # without the states that the training batches left behind
+    fresh = copy(engine)  # without what the training batches left behind: states, and random numbers to go on from
+    fresh.batches = 0
     tally = Tally(model.device)
     for start in range(rank * EVALUATION_BATCH, samples, processes * EVALUATION_BATCH):
         batch = {name: value[start : start + EVALUATION_BATCH] for name, value in data.items()}
