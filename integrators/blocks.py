@@ -171,7 +171,8 @@ class _Progress:
         """Take note of a measurement; true if every sample has settled, or if a state is not a number."""
         residual = np.tile(measured.double().cpu().numpy(), self.phases)  # the one point where the host waits
         rate = self.rate(sweep, residual)
-        distance = residual * rate / (1 - rate)
+        with np.errstate(over="ignore"):  # of a state that was zero, everything is infinitely far
+            distance = residual * rate / (1 - rate)
         self.settled = distance <= self.tolerance
         slowest = int(distance.argmax())
         self.residual, self.last_check, self.next_check = residual, sweep, sweep + 1
