@@ -23,9 +23,9 @@ from physnet import scalar
 from physnet.codegen_contrast import ContrastEmitter
 from physnet.codegen_displaced import DisplacedEmitter, clamped_sources
 from physnet.connections import RealLink
-from physnet.costcode import CostEmitter
+from physnet.costcode import CostEmitter, split
 from physnet.expressions import derivative
-from physnet.external import HERE, at_current_state
+from physnet.external import at_current_state
 from physnet.lowering import (
     BETA,
     EdgePlan,
@@ -131,19 +131,12 @@ class _Emitter(CostEmitter):
             case Scalar():
                 self.scalar(plan, head, doc, body, solver)
 
-    def split(self, plan: NodePlan, expression: sp.Expr) -> tuple[sp.Expr, sp.Expr]:
-        """(what doesn't change during a phase, the rest)."""
-        silent: dict[Any, Any] = {field.live_symbol: 0 for field in plan.fields} | {HERE: 0}
-        silent |= {item.tilt: 0 for item in plan.external}
-        constant = cast(sp.Expr, expression.subs(silent))
-        return constant, cast(sp.Expr, sp.expand(expression - constant))
-
     def affine(
         self, plan: NodePlan, head: str, doc: str, body: str, parts: tuple[sp.Expr, ...], form: str, meaning: str
     ) -> None:
         """An update that is a function of quantities affine in the live fields."""
         symbols = self.node_symbols(plan.node.name) | self.fixed_table(plan)
-        pieces = [self.split(plan, part) for part in parts]
+        pieces = [split(plan, part, live_symbols(plan)) for part in parts]
         self.out.function(head, doc)
         self.out(f"return ({''.join(self.print(constant, symbols) + ', ' for constant, _ in pieces)})")
         self.out.function(body, f"{meaning}, exactly.")
@@ -159,7 +152,7 @@ class _Emitter(CostEmitter):
     def quadratic(self, plan: NodePlan, head: str, doc: str, body: str, curvature: sp.Expr, drive: sp.Expr) -> None:
         name = plan.node.name
         symbols = self.node_symbols(name) | self.fixed_table(plan)
-        constant, live = self.split(plan, drive)
+        constant, live = split(plan, drive, live_symbols(plan))
         made, bounds = self.prepared(plan, live.free_symbols, first=2)
         if any(field.live_symbol in curvature.free_symbols for field in plan.fields):
             self.out.function(head, doc)
@@ -274,3 +267,8 @@ class _Emitter(CostEmitter):
                 factor = "" if outer == 1 else f"({printed})*"
                 terms.append(f"total({factor}{self.source(pre)})")
         self.out(f"return ({' + '.join(terms) or self.no_rows()})".replace("\n", " "))
+
+
+def live_symbols(plan: NodePlan) -> set[sp.Symbol]:
+    """The fields of a node that are recomputed in every sweep."""
+    return {field.live_symbol for field in plan.fields}

@@ -16,10 +16,11 @@ from typing import cast
 
 import sympy as sp
 
+from physnet.costcode import split
 from physnet.differences import after, difference
 from physnet.displacements import FORCE, Displacements, changes, live_move, live_moves
 from physnet.expressions import derivative
-from physnet.external import HERE, at_current_state
+from physnet.external import at_current_state
 from physnet.lowering import (
     BETA,
     EdgePlan,
@@ -78,7 +79,7 @@ class DisplacedEmitter(Displacements):
             return
         push = self.push(plan, phase)
         rate = self.rate(plan, solver)
-        constant, live = split(plan, push)
+        constant, live = split(plan, push, changes(plan))
         steady = rate is not None and not changes(plan) & rate.free_symbols
         symbols = self.symbols(plan)
         self.out.function(
@@ -242,13 +243,6 @@ def slopes(plan: NodePlan) -> tuple[sp.Expr, sp.Expr]:
     """(dE/dx, dC/dx) of one unit, given its fields."""
     energy = plan.node.term + sp.Add(*(field.basis * field.value for field in plan.fields))
     return derivative(cast(sp.Expr, energy), X), derivative(plan.cost, X)
-
-
-def split(plan: NodePlan, expression: sp.Expr) -> tuple[sp.Expr, sp.Expr]:
-    """(what stays the same during a phase, the rest)."""
-    silent = {*changes(plan), HERE, *(item.tilt for item in plan.external)}
-    constant = cast(sp.Expr, expression.subs(dict.fromkeys(silent, 0)))
-    return constant, cast(sp.Expr, sp.expand(expression - constant))
 
 
 def clamped_sources(plan: EdgePlan, name: str) -> list[tuple[sp.Expr, Source]]:

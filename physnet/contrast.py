@@ -17,6 +17,8 @@ import torch
 from jaxtyping import Num
 from torch import Tensor
 
+from physnet.functions import onto
+
 Rows = tuple[Tensor, Tensor]
 Moved = tuple[Num[Tensor, " phased ..."], Num[Tensor, " phased ..."]]
 """A quantity in all phases, and how much it has changed since the free phase."""
@@ -122,7 +124,4 @@ class Phases:
 
     def reduce(self, change: Tensor, value: Callable[[], Tensor], parameter: Tensor, number: float = 1.0) -> Tensor:
         """Combine per-row values, then sum over everything that shares one entry of the parameter."""
-        combined = self.difference(change, value, number).sum(0)
-        if parameter.dim() == 0:
-            return combined.sum()
-        return combined.flatten(parameter.dim()).sum(-1) if combined.dim() > parameter.dim() else combined
+        return onto(self.difference(change, value, number).sum(0), parameter)

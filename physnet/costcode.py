@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import cached_property
 from typing import cast
 
@@ -11,7 +11,7 @@ import sympy as sp
 from physnet.connections import Shape
 from physnet.costs import Penalty
 from physnet.expressions import derivative, symbol
-from physnet.external import External, Y
+from physnet.external import HERE, External, Y
 from physnet.lowering import NodePlan, Plan
 from physnet.printing import Lines
 from physnet.separation import X
@@ -203,9 +203,16 @@ class CostEmitter(Vocabulary):
                 self.out(f"return {head.name}_edge.correlate(*{rows}, {self.weight(item)})")
 
 
+def split(plan: NodePlan, expression: sp.Expr, live: Collection[sp.Basic]) -> tuple[sp.Expr, sp.Expr]:
+    """(what stays the same during a phase, the rest), given the symbols of fields that don't."""
+    silent = [*live, HERE, *(item.tilt for item in plan.external)]
+    constant = cast(sp.Expr, expression.subs(dict.fromkeys(silent, 0)))
+    return constant, cast(sp.Expr, sp.expand(expression - constant))
+
+
 def _view(kind: str, shape: Shape) -> str:
     """How a parameter of one entry per channel is indexed to broadcast over units."""
     return f"[:{', None' * (len(shape) - 1)}]" if kind == "channel" and len(shape) > 1 else ""
 
 
-__all__ = ["CostEmitter"]
+__all__ = ["CostEmitter", "split"]

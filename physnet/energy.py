@@ -22,8 +22,6 @@ from physnet.sources import read_source
 FORMAT = 1
 """Version of the file formats."""
 
-ROLES = ("input", "state", "output")
-
 
 @dataclass(frozen=True)
 class Energy:

@@ -189,7 +189,7 @@ def _contrast(ctx: Any, needed: list[str], scale: Tensor) -> dict[str, Tensor]:
     problem, model = nudged.displaced, free.model
     assert problem is not None
     phases = Phases(ctx.coefficients, free.rows, scale / free.rows)
-    origin = {**problem.origin, **free.clamped}
+    origin = {name: problem.origin[name] for name in model.free} | dict(free.clamped)  # these once, not per phase
     states = {**free.clamped, **nudged.states}
     result: dict[str, Tensor] = {}
     for name in needed:
