@@ -110,6 +110,6 @@ def _image_input(data: DataSet, graph: EnergyGraph) -> tuple[str, tuple[int, ...
 def _require_pixels(name: str, data: DataSet) -> None:
     values = data.train[name]
     low, high = float(values.min()), float(values.max())
-    if values.dtype.kind != "f" or low < 0 or high > 1:
+    if values.dtype.kind != "f" or not (low >= 0 and high <= 1):  # NaN is neither
         fix = "scale them to [0, 1], and let the data set normalise them"
         raise DeclarationError(Fault(f"it works on pixels in [0, 1], but '{name}' has {low:g} to {high:g}", fix))

@@ -271,6 +271,16 @@ def test_the_dtype_stays(dtype: torch.dtype) -> None:
     assert found["image"].dtype == dtype
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_devices_agree() -> None:
+    augment = Augmenter(ALL, data(normalise=True), network(), 5)
+    samples = batch(data(normalise=True))
+    there = augment({name: value.cuda() for name, value in samples.items()}, 3, WHOLE)["image"]
+    assert there.is_cuda
+    expected = augment(samples, 3, WHOLE)["image"]
+    assert ((there.cpu() - expected).abs() > 1e-5).float().mean() < 0.01  # ties between pixels, and between levels
+
+
 # --------------------------------------------------------------------------- what doesn't fit
 
 WRONG: list[tuple[Any, tuple[str | int, ...], str]] = [
@@ -359,7 +369,10 @@ def test_two_image_inputs_are_refused() -> None:
         Augmenter(["flip"], DataSet("two", arrays, arrays), graph, 0)
 
 
-@pytest.mark.parametrize("values", [images(height=8, width=8).numpy() * 255, np.ones((24, 3, 8, 8), np.int64)])
+NO_PIXELS = [images(height=8, width=8).numpy() * 255, np.ones((24, 3, 8, 8), np.int64), np.full((24, 3, 8, 8), np.nan)]
+
+
+@pytest.mark.parametrize("values", NO_PIXELS)
 def test_operations_on_colours_need_pixels(values: np.ndarray) -> None:
     with pytest.raises(DeclarationError, match=r"pixels in \[0, 1\]"):
         Augmenter(["rand_augment"], data(values), network(), 0)

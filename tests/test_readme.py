@@ -68,7 +68,8 @@ def test_the_declaration_reference_is_valid() -> None:
     )
     compile_energy(parse_experiment(nodes % ("image", "hidden", "deep", "label") + edges + costs).graph)
     images = parse_experiment(
-        "energy: hopfield\nnodes: {image: {shape: [3, 32, 32], role: input}, a: {shape: 2}}\n" + augment
+        "energy: hopfield\nnodes: {image: {shape: [3, 32, 32], role: input}, a: {shape: 2}}\nedges: [image -> a]\n"
+        + augment
     )
     assert len(images.train.augment) == 3
     assert parse_experiment(nodes.replace(", %s: {shape: 3}}", "}") % ("a", "b", "c") + ties).graph.ties()
