@@ -62,7 +62,7 @@ def image_set(
             raise DataError(f"data {name}: limit is {limit!r}; give a number of samples, at least 1")
         train = train[0][:limit], train[1][:limit]
     edge = (pad or 0,) * 2
-    images, others = (np.pad(split[0], ((0, 0), (0, 0), edge, edge)) for split in (train, test))
+    images, others = (np.pad(split[0], ((0, 0), (0, 0), edge, edge)) if pad else split[0] for split in (train, test))
     pixels, other_pixels = _pixels(images), _pixels(others)
     normalised: dict[str, Normalisation] = {}
     if spread is not None:
