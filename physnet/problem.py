@@ -11,13 +11,14 @@ import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, NoReturn, Self, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
 
 import torch
 from torch import Tensor
 
 from physnet.domains import Domain
 from physnet.errors import RelaxationError
+from physnet.layout import arranged, repeat
 from physnet.lowering import Block, Part
 from physnet.separation import GradientOnly
 
@@ -69,8 +70,6 @@ class Problem:
 
     phases = 1
     """Phases stacked along the rows."""
-    layout = torch.contiguous_format
-    """How states of images are laid out in memory."""
 
     def __init__(
         self,
@@ -114,14 +113,8 @@ class Problem:
         """
         result = copy.copy(self)
         result.__dict__.pop("_minimisers", None)
-        narrow = dtype != self.like.dtype
-        result.weights = self._rounded(dtype) if narrow else self.parameters
-        result.layout = torch.channels_last if narrow else torch.contiguous_format
+        result.weights = self.parameters if dtype == self.like.dtype else self._rounded(dtype)
         return result
-
-    def arranged(self, value: Tensor) -> Tensor:
-        """A state or field, laid out in memory as the products of this problem like it."""
-        return value.contiguous(memory_format=self.layout) if value.dim() == 4 else value
 
     def _rounded(self, dtype: torch.dtype) -> dict[str, Tensor]:
         """The parameters, with the weights of products in another dtype, laid out as products like them."""
@@ -131,8 +124,7 @@ class Problem:
                 name = self.model.plan.ties.get(f"{plan.edge.name}.{key}", f"{plan.edge.name}.{key}")
                 value = weights[name]
                 if value.dim() >= 2:
-                    layout = torch.channels_last if value.dim() == 4 else torch.contiguous_format
-                    weights[name] = value.detach().to(dtype, memory_format=layout)
+                    weights[name] = arranged(value.detach().to(dtype))
         return weights
 
     def rows_of(self, samples: Tensor) -> Tensor:
@@ -175,7 +167,7 @@ class Problem:
         like = self.like
         return self.project(
             {
-                name: torch.zeros((self.rows, *self._shape(name)), dtype=like.dtype, device=like.device)
+                name: arranged(torch.zeros((self.rows, *self._shape(name)), dtype=like.dtype, device=like.device))
                 for name in self.model.free
             }
         )
@@ -184,7 +176,7 @@ class Problem:
         """A random state, drawn from the domain of every node; of a share, the same as it is in the whole batch."""
         rows, kept = (self.rows, slice(None)) if share is None else (share.total, share.rows)
         return {
-            name: self.domain(name).random((rows, *self._shape(name)), generator, self.like)[kept]
+            name: arranged(self.domain(name).random((rows, *self._shape(name)), generator, self.like)[kept])
             for name in self.model.free
         }
 
@@ -273,8 +265,7 @@ class Problem:
         beta = self.beta_for(name)
         functions, fixed, targets = self.model.functions, self.fixed, self.targets
         phase, parameters, weights = self._phase(name), self.parameters, self.weights
-        made = functions[f"prepare_{name}__{phase}"](parameters, fixed, targets, beta)
-        prepared = tuple(map(self.arranged, made))
+        prepared = laid_out(functions[f"prepare_{name}__{phase}"](parameters, fixed, targets, beta))
         update = functions[f"minimise_{name}__{phase}"]
         return lambda state: update(weights, state, fixed, prepared, targets, beta)
 
@@ -317,9 +308,9 @@ class _ByNode(dict[str, Callable[[Mapping[str, Tensor]], Tensor]]):
         return self[node]
 
 
-def repeat(value: Tensor, phases: int) -> Tensor:
-    """The same rows for every phase."""
-    return value if phases == 1 else value.repeat(phases, *(1,) * (value.dim() - 1))
+def laid_out(prepared: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What an exact update needs, with images laid out like states."""
+    return tuple(arranged(value) if isinstance(value, Tensor) else value for value in prepared)
 
 
 K = TypeVar("K")
