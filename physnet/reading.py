@@ -111,7 +111,7 @@ def check_share(declared: Any) -> None:
         DeclarationError: for anything but `None`, whole numbers from 1, and fractions between 0 and 1.
     """
     number = isinstance(declared, int | float) and not isinstance(declared, bool)
-    if declared is not None and not (number and (0 < declared < 1 or (declared >= 1 and declared == int(declared)))):
+    if declared is not None and not (number and (0 < declared < 1 or (declared >= 1 and declared % 1 == 0))):
         raise DeclarationError(
             Fault(f"validation is {declared!r}", "give a number of samples such as 5000, or a fraction such as 0.1")
         )

@@ -104,7 +104,7 @@ class Trainer:
             self.engine = engine(model, experiment.relax, experiment.learn, settings.seed, settings.precision)
         self.energy, self.model = model, self.engine.model
         self._warn_of_buffers()
-        with experiment_faults(experiment, "train", "optimizer"):
+        with experiment_faults(experiment, "train"):
             self.optimizer = make_optimizer(self.model, settings.optimizer, settings.rates)
         with experiment_faults(experiment, "train", "scheduler"):
             self.scheduler = make_scheduler(self.optimizer, settings.scheduler, settings.epochs)
