@@ -22,7 +22,7 @@ import sympy as sp
 from physnet import scalar
 from physnet.codegen_contrast import ContrastEmitter
 from physnet.codegen_displaced import DisplacedEmitter, clamped_sources
-from physnet.connections import RealLink
+from physnet.connections import RealLink, Selecting
 from physnet.costcode import CostEmitter, split
 from physnet.expressions import derivative
 from physnet.external import at_current_state
@@ -78,7 +78,7 @@ def load(plan: Plan, source: str) -> dict[str, Any]:
     graph = plan.graph
     for edge in graph.edges():
         link = edge.connection.bind(graph.node(edge.pre).shape, graph.node(edge.post).shape)
-        namespace[f"{edge.name}_edge"] = RealLink(link)
+        namespace[f"{edge.name}_edge"] = link if isinstance(link, Selecting) else RealLink(link)
     for node in graph.nodes():
         namespace[f"{node.name}_domain"] = node.domain
     for name, cost in graph.readouts().items():

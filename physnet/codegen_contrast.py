@@ -87,7 +87,19 @@ class ContrastEmitter(Displacements):
             else:
                 kinds.append("clamped")
                 arguments.append(self.print(factor, {variable: f'o["{side}"]'}))
+        if plan.selects and self.moves.keys() & {edge.pre, edge.post}:
+            kinds[1], arguments[1] = "free", self.placed(plan)
         return f"phases.{kinds[0]}_{kinds[1]}({arguments[0]}, {arguments[1]}, {self.print(product.number)})"
+
+    def placed(self, plan: EdgePlan) -> str:
+        """What post passes back to the places of the winners, and how much that has changed."""
+        edge, term, pre = plan.edge, plan.only, self.old_end(plan, PRE)
+        post, change = self.value(term.post_factor, edge.post, POST), self.change(term.post_factor, edge.post, POST)
+        if edge.pre in self.moves:
+            place = f"place_moved({post}, {self.selected_weight(plan)}, {self.choice(plan)}, {pre})"
+        else:
+            place = f"place({post}, {self.selected_weight(plan)}, {pre})"
+        return f"({edge.name}_edge.{place}, {self.through_winners(plan, 'place', change)})"
 
     def node_contrast(self, plan: NodePlan, parameter: str) -> None:
         name = plan.node.name

@@ -15,9 +15,9 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from physnet.calls import parse_call, write_call
+from physnet.calls import write_call
 from physnet.errors import DeclarationError, ShapeError
 from physnet.registry import Registry, subclass_of
 
@@ -30,6 +30,11 @@ Shape = tuple[int, ...]
 @dataclass(frozen=True)
 class Connection(ABC):
     """Base of all connections: a frozen dataclass whose fields are the arguments of its declaration."""
+
+    weighted: ClassVar[bool] = True
+    """Whether it has a weight of its own when it is the member of a chain."""
+    selects: ClassVar[bool] = False
+    """Whether it passes on the largest of several values: `select` then says of what, and comes last in a chain."""
 
     @abstractmethod
     def check(self, pre: Shape, post: Shape) -> None:
@@ -46,6 +51,23 @@ class Connection(ABC):
     @abstractmethod
     def bind(self, pre: Shape, post: Shape) -> Linked:
         """The map between nodes of these shapes."""
+
+    def makes(self, pre: Shape, channels: int) -> Shape:
+        """What shape follows on `pre` in a chain; `channels` of them, if that is free.
+
+        Raises:
+            ShapeError: if nothing can follow, or it can't take that shape.
+        """
+        name = self.declaration()
+        raise ShapeError(f"nothing can follow {name} in a chain, since it makes any shape", f"put {name} last")
+
+    def bind_member(self, pre: Shape, post: Shape) -> Linked:
+        """The map as the member of a chain, where what isn't `weighted` ignores its weight."""
+        return self.bind(pre, post)
+
+    def select(self, link: Linked, post: Shape) -> Linked:
+        """The map behind another one, for a connection that `selects`."""
+        raise NotImplementedError
 
     def declaration(self) -> str:
         """The connection as it is written in a file; `parse_connection` reads it back."""
@@ -94,6 +116,40 @@ class Linked(ABC):
 
     def __init__(self, pre: Shape, post: Shape) -> None:
         self.pre, self.post = pre, post
+
+
+class Selecting(Linked):
+    """A connection that passes on the largest of several values: linear once these *winners* are known.
+
+        apply(u, w) = S_u link(u, w),      S_u depends on u
+
+    Its adjoint therefore takes the state of pre too, and so does what stands in for v in a correlation. Changes are
+    those from a state of pre `u` and of post `v`, in the dtype of the products if that is narrower.
+    """
+
+    @abstractmethod
+    def adjoint(self, v: Tensor, w: Tensor, u: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The drive on pre, through the winners that `u` has."""
+
+    @abstractmethod
+    def place(self, v: Tensor, w: Tensor, u: Tensor) -> Tensor:
+        """S_u^T v: what `correlate` takes for v."""
+
+    @abstractmethod
+    def place_moved(self, v: Tensor, w: Tensor, moved: Tensor, u: Tensor) -> Tensor:
+        """place(v, w, u + moved)"""
+
+    @abstractmethod
+    def apply_change(self, change: Tensor, w: Tensor, u: Tensor) -> Tensor:
+        """apply(u + change, w) - apply(u, w)"""
+
+    @abstractmethod
+    def adjoint_change(self, change: Tensor, w: Tensor, v: Tensor, moved: Tensor, u: Tensor) -> Tensor:
+        """adjoint(v + change, w, u + moved) - adjoint(v, w, u)"""
+
+    @abstractmethod
+    def place_change(self, change: Tensor, w: Tensor, v: Tensor, moved: Tensor, u: Tensor) -> Tensor:
+        """place(v + change, w, u + moved) - place(v, w, u)"""
 
 
 class RealLink(Linked):
@@ -219,16 +275,3 @@ CONNECTIONS: Registry[type[Connection]] = Registry(
     "connection", "physnet.connections", {"dense": Dense, "identity": Identity}, subclass_of(Connection)
 )
 """Connections by the name that declarations use."""
-
-
-def parse_connection(declared: object) -> Connection:
-    """A connection from its declaration, such as `dense` or `conv2d(3, padding=1)`.
-
-    Raises:
-        DeclarationError: for unknown names and wrong arguments, with a caret.
-    """
-    if isinstance(declared, Connection):
-        return declared
-    if not isinstance(declared, str):
-        raise DeclarationError(f"expected a connection, found {declared!r}", f"use one of {', '.join(CONNECTIONS)}")
-    return parse_call(declared, CONNECTIONS)

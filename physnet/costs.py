@@ -16,7 +16,8 @@ from typing import Any, cast
 
 import sympy as sp
 
-from physnet.connections import Connection, Shape, parse_connection
+from physnet.chains import parse_connection
+from physnet.connections import Connection, Shape
 from physnet.elements import Node, check_name, parse_shape, specialise, unused
 from physnet.energy import Energy, undeclared
 from physnet.errors import DeclarationError, Fault, did_you_mean, located

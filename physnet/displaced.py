@@ -202,6 +202,9 @@ def refuse_complex(problem: Problem) -> None:
             raise RelaxationError(f"a complex nudge needs holomorphic energies, but '{name}' lives in a box: {fix}")
     if plan.external:
         raise RelaxationError(f"a complex nudge needs a cost that is a sum over units, without a readout: {fix}")
+    for name, edge in plan.edges.items():
+        if edge.selects:
+            raise RelaxationError(f"a complex nudge needs holomorphic energies, but edge '{name}' takes maxima: {fix}")
     terms = {f"node '{name}'": node.node.term + node.cost for name, node in plan.nodes.items()}
     terms |= {f"edge '{name}'": edge.edge.term for name, edge in plan.edges.items()}
     for where, term in terms.items():

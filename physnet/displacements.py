@@ -61,7 +61,35 @@ class Displacements(CostEmitter):
         return self.print(difference(expression, self.move(node, variable)), self.states)
 
     def live_change(self, source: Source) -> str:
-        return self.source(source, self.change(source.function, source.neighbour))
+        """How much what flows in has changed; a constant flows on through winners that may change."""
+        plan = self.plan.edges[source.edge]
+        change = self.change(source.function, source.neighbour)
+        if not plan.selects:
+            return self.source(source, change)
+        if source.adjoint:
+            return self.through_winners(plan, "adjoint", change)
+        return f"{source.edge}_edge.apply_change({change}, {self.selected_weight(plan)}, {self.old_end(plan, PRE)})"
+
+    def through_winners(self, plan: EdgePlan, way: str, change: str) -> str:
+        """How much `adjoint` or `place` of an edge that selects has changed; where pre is clamped, winners stay."""
+        head, pre, post = f"{plan.edge.name}_edge.{way}", self.old_end(plan, PRE), self.old_end(plan, POST)
+        if plan.edge.pre not in self.moves:
+            return f"{head}({change}, {self.selected_weight(plan)}, {pre})"
+        change = change if plan.edge.post in self.moves else f"0*{post}"
+        return f"{head}_change({change}, {self.selected_weight(plan)}, {post}, {self.choice(plan)}, {pre})"
+
+    def selected_weight(self, plan: EdgePlan) -> str:
+        """The weight of an edge that selects."""
+        return self.kernel(plan.edge.name, plan.only.kernel)
+
+    def choice(self, plan: EdgePlan) -> str:
+        """How much what pre passes to an edge that selects has changed."""
+        return self.change(plan.only.pre_factor, plan.edge.pre, PRE)
+
+    def old_end(self, plan: EdgePlan, end: sp.Symbol) -> str:
+        """What an end of an edge that selects passed on in the free phase."""
+        factor, node = (plan.only.pre_factor, plan.edge.pre) if end is PRE else (plan.only.post_factor, plan.edge.post)
+        return self.print(factor, {end: f'o["{node}"]'})
 
     def live(self, fields: Iterable[Field], wanted: set[sp.Basic]) -> None:
         for field in fields:

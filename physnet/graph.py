@@ -15,7 +15,9 @@ from typing import Any, cast
 import networkx as nx
 import sympy as sp
 
-from physnet.connections import Connection, Shape, parse_connection
+import physnet.convolutions  # noqa: F401 (its connections have names then)
+from physnet.chains import parse_connection
+from physnet.connections import Connection, Shape
 from physnet.costs import Cost, Penalty, Regulariser, Target, make_cost, make_regulariser, penalties
 from physnet.domains import parse_domain
 from physnet.elements import (

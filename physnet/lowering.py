@@ -131,6 +131,17 @@ class EdgePlan:
     edge: Edge
     separated: tuple[Separated, ...] | None
 
+    @property
+    def selects(self) -> bool:
+        """Whether its connection passes on the largest of several values."""
+        return self.edge.connection.selects
+
+    @property
+    def only(self) -> Separated:
+        """The single product of an edge that selects."""
+        assert self.separated is not None
+        return self.separated[0]
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -195,7 +206,22 @@ def _separate(edge: Edge) -> tuple[Separated, ...] | None:
         if edge.term != 0 and not summand.has(PRE, POST):
             message = f"the summand {summand} of the coupling depends on no state, so that it has no effect"
             raise DeclarationError(Fault(message, f"if it is a regulariser, write costs: - {{term: {summand}}}", path))
-    return located(path, lambda: separate(edge.term))
+    separated = located(path, lambda: separate(edge.term))
+    if edge.connection.selects and edge.term != 0:
+        _refuse_selection(separated, path)
+    return separated
+
+
+def _refuse_selection(separated: tuple[Separated, ...] | None, path: tuple[str, ...]) -> None:
+    """Through max-pooling only  f(pre) * post  makes sense: the largest of sums isn't the sum of the largest."""
+    if (
+        separated is None
+        or len(separated) != 1
+        or separated[0].post_factor != POST
+        or separated[0].pre_factor.is_number
+    ):
+        message = "through max_pool2d a coupling must be one product, of post and a function of pre"
+        raise DeclarationError(Fault(message, "such as -w*pre*post; or use avg_pool2d", path))
 
 
 def _plan_node(graph: EnergyGraph, node: Node, edges: dict[str, EdgePlan]) -> NodePlan:
@@ -249,12 +275,19 @@ def _fields(graph: EnergyGraph, node: Node, edges: dict[str, EdgePlan]) -> tuple
             neighbour = plan.edge.post if adjoint else plan.edge.pre
             function = cast(sp.Expr, other.subs({PRE: X, POST: X}))
             collected.setdefault(basis, []).append(Source(name, adjoint, term.kernel, neighbour, function))
+
+    def moves(source: Source) -> bool:
+        """Whether it changes during a relaxation: with its neighbour, or with winners that this node decides."""
+        if source.constant:
+            return False
+        return graph.node(source.neighbour).free or (source.adjoint and edges[source.edge].selects)
+
     return tuple(
         Field(
             index,
             basis,
-            fixed=tuple(s for s in sources if s.constant or not graph.node(s.neighbour).free),
-            live=tuple(s for s in sources if not s.constant and graph.node(s.neighbour).free),
+            fixed=tuple(s for s in sources if not moves(s)),
+            live=tuple(s for s in sources if moves(s)),
         )
         for index, (basis, sources) in enumerate(collected.items())
     )

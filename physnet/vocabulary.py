@@ -70,7 +70,12 @@ class Vocabulary:
             value = f"ones({source.edge}_edge.{'post' if source.adjoint else 'pre'}, {self.here})"
         elif value is None:
             value = self.print(source.function, {X: self.state(source.neighbour)})
-        return f"{plan.edge.name}_edge.{way}({value}, {self.kernel(source.edge, source.kernel)})"
+        chosen = f", {self.chooser(plan)}" if plan.selects and source.adjoint else ""
+        return f"{plan.edge.name}_edge.{way}({value}, {self.kernel(source.edge, source.kernel)}{chosen})"
+
+    def chooser(self, plan: EdgePlan) -> str:
+        """What pre passes to a connection that selects, which decides the winners."""
+        return self.print(plan.only.pre_factor, {PRE: self.state(plan.edge.pre)})
 
     def sum_of(self, sources: Iterable[Source]) -> str:
         return " + ".join(map(self.source, sources))

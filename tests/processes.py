@@ -36,6 +36,7 @@ CASES = {
     "random": ("random_sign", "random", "dtype: float64"),
     "single": ("random_sign", "random", "dtype: float32"),
     "previous": ("random_sign", "previous", "dtype: float64"),
+    "backprop": ("backprop", "zero", "dtype: float64, accumulate: 2, clip: 0.01"),
     "parts": ("random_sign", "zero", "dtype: float64, accumulate: 2, clip: 0.01"),
 }
 # the second batch doesn't divide by two, the last has less rows than there are processes
@@ -50,7 +51,7 @@ def experiment(case: str, more: str = "threads: 1") -> Any:
 def first_steps(case: str) -> dict[str, Tensor]:
     """The gradient of the first step, the parameters after all, and the sums that metrics are made of."""
     trainer = Trainer(parse_experiment(experiment(case)))
-    trainer.settings.batch = 20 if case != "parts" else 12  # parts: 12 + 8, 12 + 3, 12 + 3, 1
+    trainer.settings.batch = 20 if trainer.settings.accumulate == 1 else 12  # parts: 12 + 8, 12 + 3, 12 + 3, 1
     tensors, result, costs = trainer.model.tensors, dict[str, Tensor](), list[float]()
     for number, rows in enumerate(BATCHES):
         costs.append(trainer.steps.take(rows))
@@ -92,6 +93,17 @@ def spoiled() -> str:
     return "nothing"
 
 
+def normalised() -> dict[str, Any]:
+    """What is said of normalisation in each process, and the tensors after a run."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        declared = experiment("backprop").replace("protocol: backprop", "protocol: backprop_batchnorm")
+        trainer = Trainer(parse_experiment(declared))
+    list(trainer.epochs())
+    tensors = {name: value.double().sum().item() for name, value in trainer.model.named_parameters()}
+    return {"said": [str(item.message) for item in said], "tensors": tensors}
+
+
 def main() -> None:
     folder = Path(sys.argv[1])
     warnings.simplefilter("ignore", RelaxationWarning)
@@ -99,7 +111,7 @@ def main() -> None:
     rank = Trainer(parse_experiment(experiment("plain"))).accelerator.process_index
     for case in CASES:
         save_file(first_steps(case), folder / f"{case}-{rank}.safetensors")
-    report = {"interrupted": interrupted(folder), "spoiled": spoiled()}
+    report = {"interrupted": interrupted(folder), "spoiled": spoiled(), "normalised": normalised()}
     (folder / f"report-{rank}.json").write_text(json.dumps(report))
 
 

@@ -114,6 +114,53 @@ def test_a_readout_is_a_layer_with_torch_s_cross_entropy(float64: None) -> None:
     assert torch.equal(engine.model.scores(states).argmax(1), logits.argmax(1))
 
 
+def convolved(label: Any = 3) -> EnergyGraph:
+    """Convolution with max-pooling, then a residual block: two convolutions and a strided skip edge around them."""
+    graph = EnergyGraph("hopfield").input("image", [2, 8, 8]).state("first", [4, 4, 4])
+    graph.state("second", [4, 4, 4]).state("third", [5, 2, 2]).output("label", label, cost="(x - y)**2/2")
+    graph.couple("image", "first", "conv2d(3, padding=1) >> max_pool2d(2)")
+    graph.couple("first", "second", "conv2d(3, padding=1)").couple("second", "third", "conv2d(3, stride=2, padding=1)")
+    return graph.couple("first", "third", "conv2d(1, stride=2)").couple("third", "label")
+
+
+def convolved_by_hand(p: dict[str, Tensor], image: Tensor, rectify: Any = lambda x: x.clamp(0, 1)) -> Tensor:
+    first = functional.max_pool2d(functional.conv2d(image, p["image_first.w"], padding=1), 2)
+    first = rectify(first + p["first.b"][:, None, None])
+    second = rectify(functional.conv2d(first, p["first_second.w"], p["second.b"], padding=1))
+    third = functional.conv2d(second, p["second_third.w"], p["third.b"], stride=2, padding=1)
+    third = rectify(third + functional.conv2d(first, p["first_third.w"], stride=2))
+    return functional.linear(third.flatten(1), p["third_label.w"].flatten(1), p["label.b"])
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-13), (torch.float32, 1e-6)])
+def test_a_residual_net_with_pooling_is_the_hand_written_one(dtype: torch.dtype, tolerance: float) -> None:
+    model = compile_energy(convolved(), 1).to(dtype)
+    image, label = torch.rand(6, 2, 8, 8, dtype=dtype), torch.arange(6) % 3
+    target = functional.one_hot(label, 3).to(dtype)
+    expected = (convolved_by_hand(model.tensors, image) - target).square().sum(1).mean() / 2
+    check_like_by_hand(backpropagation(model), expected, tolerance, image=image, target=label)
+
+
+def test_a_published_residual_net_is_the_hand_written_one(float64: None) -> None:
+    """Per-channel normalisation with the statistics of the batch behind each sum, then a rectifier."""
+    model = compile_energy(convolved(), 1)
+    engine = METHODS["backprop_batchnorm"].make(model)
+    image, label = torch.rand(6, 2, 8, 8), torch.arange(6) % 3
+
+    def rectify(x: Tensor) -> Tensor:
+        return functional.batch_norm(x, None, None, training=True).relu()
+
+    expected = (convolved_by_hand(model.tensors, image, rectify) - functional.one_hot(label, 3)).square().sum(
+        1
+    ).mean() / 2
+    loss = engine(image=image, target=label)
+    assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-12)
+    weights = {name: value for name, value in model.tensors.items() if name.endswith(".w")}
+    reference, found = gradients(expected, weights), gradients(loss, weights)
+    for name in weights:
+        assert close(found[name], reference[name], 1e-9), name
+
+
 @pytest.mark.parametrize("name", ENTRIES)
 def test_gradients_are_those_of_finite_differences(name: str, float64: None) -> None:
     """For every substrate, also where the activation is found by Newton's method."""
@@ -173,7 +220,8 @@ def test_a_tensor_that_only_acts_backwards_has_gradient_zero(float64: None) -> N
 def test_copies_compute_the_same() -> None:
     engine = backpropagation(compile_energy(skipping(cost="(x - y)**2/2"), 1))
     image, label = batch(4)
-    assert float(copy.deepcopy(engine)(image=image, target=label)) == float(engine(image=image, target=label))
+    twin = copy.deepcopy(engine)
+    assert torch.equal(twin(image=image, target=label), engine(image=image, target=label))
 
 
 # --------------------------------------------------------------------------- what has no twin

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from physnet.connections import CONNECTIONS, Connection, Dense, Identity, Linked, Shape, parse_connection
+from physnet.chains import parse_connection
+from physnet.connections import CONNECTIONS, Connection, Dense, Identity, Linked, Shape
 from physnet.errors import DeclarationError, ShapeError
 
 SHAPES = st.lists(st.integers(1, 3), min_size=1, max_size=3).map(tuple)

@@ -9,8 +9,8 @@ import torch
 from networks import TIGHT, TIGHT_NUDGED, batch, catalogue_model, close
 from torch import Tensor
 
+from physnet.chains import parse_connection
 from physnet.checking import check_gradients, cosine
-from physnet.connections import parse_connection
 from physnet.displaced import nudge
 from physnet.errors import RelaxationError
 from physnet.gdu import gradient_descending_updates

@@ -15,8 +15,9 @@ import torch
 from outside import FIVE_POINT, Arc, Circulant, Taper, rings
 from outside_integrator import Jacobi
 
+from physnet.chains import parse_connection
 from physnet.checking import check_gradients
-from physnet.connections import CONNECTIONS, parse_connection
+from physnet.connections import CONNECTIONS
 from physnet.data import DATA
 from physnet.declaration import graph_from_yaml, graph_to_yaml, load_experiment, parse_experiment
 from physnet.domains import CIRCLE, NAMED, parse_domain

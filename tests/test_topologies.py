@@ -37,7 +37,8 @@ from physnet import (
     load_experiment,
     relax,
 )
-from physnet.connections import Connection, Dense, parse_connection
+from physnet.chains import parse_connection
+from physnet.connections import Connection, Dense
 from physnet.errors import DeclarationError, RelaxationError, ShapeError
 from physnet.model import EnergyModel
 from physnet.patterns import LISTED

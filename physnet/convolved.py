@@ -1,0 +1,234 @@
+"""Maps between images: convolutions, fixed maps, chains, and max-pooled chains.
+
+A linear map satisfies  <v, apply(u, w)> = <adjoint(v, w), u> = <correlate(u, v, w), w>.  A max-pooled one,
+
+    apply(u, w) = S_u link(u, w),      S_u picks the winner of every window,
+
+is linear once the winners are known: its adjoint is  link.adjoint(S_u^T v, w),  its correlation
+link.correlate(u, S_u^T v, w).
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn.grad import conv2d_weight
+
+from physnet.connections import Linked, Selecting, Shape
+
+aten = torch.ops.aten
+T = TypeVar("T")
+Map = Callable[[Tensor], Tensor]
+
+
+class ConvLink(Linked):
+    """A convolution and its transpose, which is worked out to the size of pre.
+
+    Arguments:
+        pre, post: shapes of the nodes.
+        window: pixels that the kernel spans.
+        settings: stride, padding, dilation (pairs) and groups.
+    """
+
+    def __init__(self, pre: Shape, post: Shape, window: tuple[int, int], settings: dict[str, Any]) -> None:
+        super().__init__(pre, post)
+        self.settings = settings
+        sizes = zip(pre[1:], post[1:], settings["stride"], settings["padding"], window, strict=True)
+        self.output_padding = tuple(
+            size - ((made - 1) * step - 2 * pad + span) for size, made, step, pad, span in sizes
+        )
+
+    def apply(self, u: Tensor, w: Tensor) -> Tensor:
+        return torch.conv2d(u, w, **self.settings)
+
+    def adjoint(self, v: Tensor, w: Tensor) -> Tensor:
+        return torch.nn.functional.conv_transpose2d(v, w, output_padding=self.output_padding, **self.settings)
+
+    def correlate(self, u: Tensor, v: Tensor, w: Tensor) -> Tensor:
+        return conv2d_weight(u, w.shape, v, **self.settings)  # pyright: ignore[reportArgumentType]
+
+
+class FixedLink(Linked):
+    """A map without weight; what it is given as one is ignored."""
+
+    def __init__(self, pre: Shape, post: Shape, map: Map, transpose: Map) -> None:
+        super().__init__(pre, post)
+        self.map, self.transpose = map, transpose
+
+    def apply(self, u: Tensor, w: Tensor) -> Tensor:
+        return self.map(u)
+
+    def adjoint(self, v: Tensor, w: Tensor) -> Tensor:
+        return self.transpose(v)
+
+
+class ScaledLink(FixedLink):
+    """A map without weight, scaled per channel:  apply(u, w) = w map(u)."""
+
+    def apply(self, u: Tensor, w: Tensor) -> Tensor:
+        return _per_channel(w) * super().apply(u, w)
+
+    def adjoint(self, v: Tensor, w: Tensor) -> Tensor:
+        return super().adjoint(_per_channel(w) * v, w)
+
+    def correlate(self, u: Tensor, v: Tensor, w: Tensor) -> Tensor:
+        products = v * self.map(u)
+        return products.sum((0, 2, 3)) if w.dim() else products.sum()
+
+
+def _per_channel(w: Tensor) -> Tensor:
+    return w.view(-1, 1, 1) if w.dim() else w
+
+
+class ChainLink(Linked):
+    """Linear maps one after the other, of which one has the weight.
+
+    Arguments:
+        links: in the order in which a signal passes them.
+        place: which of them has the weight.
+    """
+
+    def __init__(self, links: tuple[Linked, ...], place: int) -> None:
+        super().__init__(links[0].pre, links[-1].post)
+        self.before, self.weighted, self.behind = links[:place], links[place], links[place + 1 :]
+        self.links = links
+
+    def apply(self, u: Tensor, w: Tensor) -> Tensor:
+        for link in self.links:
+            u = link.apply(u, w)
+        return u
+
+    def adjoint(self, v: Tensor, w: Tensor) -> Tensor:
+        for link in reversed(self.links):
+            v = link.adjoint(v, w)
+        return v
+
+    def correlate(self, u: Tensor, v: Tensor, w: Tensor) -> Tensor:
+        for link in self.before:
+            u = link.apply(u, w)
+        for link in reversed(self.behind):
+            v = link.adjoint(v, w)
+        return self.weighted.correlate(u, v, w)
+
+
+# --------------------------------------------------------------------------- max-pooling
+
+
+class Windows(NamedTuple):
+    """What max-pooling has seen: the values before it, their largest per window, and where those are."""
+
+    values: Tensor
+    largest: Tensor
+    winners: Tensor
+
+
+class PooledLink(Selecting):
+    """A linear map followed by max-pooling.
+
+    A sweep asks for `apply` when it updates post, and for `adjoint` at the same state of pre when it updates pre. What
+    `apply` found is kept until that state is gone, so that no convolution is computed twice.
+
+    Arguments:
+        link: the map before the pooling.
+        post: shape behind it.
+        sizes: kernel, stride and padding of its windows, each a pair.
+    """
+
+    def __init__(self, link: Linked, post: Shape, sizes: tuple[list[int], list[int], list[int]]) -> None:
+        super().__init__(link.pre, post)
+        self.link, self.sizes = link, (*sizes, [1, 1])
+        self._here, self._moved, self._shifted = Kept(), Kept(), Kept()
+
+    # ---------------------------------------------------------------- in states
+
+    def apply(self, u: Tensor, w: Tensor) -> Tensor:
+        return self._windows(u, w).largest
+
+    def adjoint(self, v: Tensor, w: Tensor, u: Tensor) -> Tensor:
+        return self.link.adjoint(self.place(v, w, u), w)
+
+    def correlate(self, u: Tensor, v: Tensor, w: Tensor) -> Tensor:
+        return self.link.correlate(u, v, w)
+
+    def place(self, v: Tensor, w: Tensor, u: Tensor) -> Tensor:
+        windows = self._windows(u, w)  # a clamped u has the same rows for every phase of v
+        return torch.cat([self._spread(part, windows) for part in v.split(u.shape[0])])
+
+    def _windows(self, u: Tensor, w: Tensor) -> Windows:
+        return self._here((u, w), lambda: self._pool(self.link.apply(u, w)))
+
+    def _pool(self, values: Tensor) -> Windows:
+        largest, winners = aten.max_pool2d_with_indices(values, *self.sizes, False)
+        return Windows(values, largest, winners)
+
+    def _spread(self, v: Tensor, windows: Windows) -> Tensor:
+        """S^T v: every value at the place of its winner, zero elsewhere."""
+        return aten.max_pool2d_with_indices_backward(v, windows.values, *self.sizes, False, windows.winners)
+
+    # ---------------------------------------------------------------- in displacements
+
+    def apply_change(self, change: Tensor, w: Tensor, u: Tensor) -> Tensor:
+        """max(z + dz) - max(z) = dz at the new winner + (z at the new winner - z at the old one), without loss."""
+        return self._new_windows(change, w, u).largest
+
+    def adjoint_change(self, change: Tensor, w: Tensor, v: Tensor, moved: Tensor, u: Tensor) -> Tensor:
+        return self.link.adjoint(self.place_change(change, w, v, moved, u), w)
+
+    def place_moved(self, v: Tensor, w: Tensor, moved: Tensor, u: Tensor) -> Tensor:
+        return self._spread(v, self._new_windows(moved, w, u))
+
+    def place_change(self, change: Tensor, w: Tensor, v: Tensor, moved: Tensor, u: Tensor) -> Tensor:
+        def shifted() -> Tensor:  # zero where the winner is the same
+            return self._spread(v, new) - self._spread(v, self._old_windows(u, w))
+
+        new = self._new_windows(moved, w, u)
+        return self._spread(change, new) + self._shifted((v, u, moved), shifted)
+
+    def _old_windows(self, u: Tensor, w: Tensor) -> Windows:
+        full = w.to(u.dtype)  # products of displacements may be in half precision, states may not
+        return self._windows(u, full)
+
+    def _new_windows(self, change: Tensor, w: Tensor, u: Tensor) -> Windows:
+        def found() -> Windows:
+            old, moved = self._old_windows(u, w), self.link.apply(change, w)
+            new = self._pool(old.values + moved)
+            there = at(moved, new.winners) + (at(old.values, new.winners) - old.largest)
+            return Windows(new.values, there, new.winners)
+
+        return self._moved((change, w, u), found)
+
+
+def at(values: Tensor, winners: Tensor) -> Tensor:
+    """The values at the places of the winners: [rows, channels, height, width] -> the shape of the winners."""
+    return values.flatten(2).gather(2, winners.flatten(2)).view_as(winners)
+
+
+class Kept:
+    """The last result of a function of tensors, kept until one of them is gone or has changed.
+
+    Tensors are told apart as objects, which costs nothing; where gradients are recorded nothing is kept.
+    """
+
+    def __init__(self) -> None:
+        self.seen: tuple[tuple[weakref.ref[Tensor], int], ...] = ()
+        self.value: Any = None
+
+    def __call__(self, arguments: tuple[Tensor, ...], make: Callable[[], T]) -> T:
+        if any(item.is_inference() or (torch.is_grad_enabled() and item.requires_grad) for item in arguments):
+            return make()
+        if len(self.seen) != len(arguments) or any(
+            seen() is not item or version != item._version
+            for (seen, version), item in zip(self.seen, arguments, strict=True)
+        ):
+            self.value = make()
+            self.seen = tuple((weakref.ref(item, self.forget), item._version) for item in arguments)
+        return self.value
+
+    def forget(self, gone: object) -> None:
+        """Let go of the result of tensors that nobody holds any more."""
+        if any(seen is gone for seen, _ in self.seen):
+            self.seen, self.value = (), None
