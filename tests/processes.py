@@ -113,6 +113,8 @@ def main() -> None:
         save_file(first_steps(case), folder / f"{case}-{rank}.safetensors")
     report = {"interrupted": interrupted(folder), "spoiled": spoiled(), "normalised": normalised()}
     (folder / f"report-{rank}.json").write_text(json.dumps(report))
+    torch.distributed.barrier()  # a process that leaves while another one still listens may abort
+    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

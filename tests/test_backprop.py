@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -469,6 +471,23 @@ def test_a_method_plugs_in_by_name() -> None:
             METHODS["other"] = frozen_norms  # type: ignore[assignment]
     finally:
         del METHODS["frozen"]
+
+
+def test_check_compares_the_energy_of_a_twin(tmp_path: Path) -> None:
+    """Gradients of protocols are those of the energy, whatever network the file would train."""
+    file = tmp_path / "twin.yaml"
+    file.write_text(text("backprop_batchnorm", "  precision: bfloat16\n"))
+    command = [sys.executable, "-m", "physnet.cli"]
+    checked = subprocess.run([*command, "check", str(file), "--samples", "2"], capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stderr
+    rows = [line for line in checked.stdout.splitlines() if "centered" in line]
+    assert float(rows[0].split("│")[3]) > 0.99
+    explained = subprocess.run([*command, "explain", str(file)], capture_output=True, text=True)
+    assert explained.returncode == 2
+    assert "it has no phases" in explained.stderr
+    assert "Traceback" not in explained.stderr
+    listed = subprocess.run([*command, "list"], capture_output=True, text=True)
+    assert "backprop_batchnorm" in listed.stdout
 
 
 # --------------------------------------------------------------------------- training as published
