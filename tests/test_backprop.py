@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from networks import EDGES, ENTRIES, NODES, batch, close, squared_error
 from torch import Tensor, nn
 from torch.nn import functional
 
+from physnet import cli
 from physnet.declaration import load_experiment, parse_experiment
 from physnet.energy import Energy
 from physnet.errors import DeclarationError
@@ -473,21 +472,15 @@ def test_a_method_plugs_in_by_name() -> None:
         del METHODS["frozen"]
 
 
-def test_check_compares_the_energy_of_a_twin(tmp_path: Path) -> None:
+def test_check_compares_the_energy_of_a_twin(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Gradients of protocols are those of the energy, whatever network the file would train."""
     file = tmp_path / "twin.yaml"
     file.write_text(text("backprop_batchnorm", "  precision: bfloat16\n"))
-    command = [sys.executable, "-m", "physnet.cli"]
-    checked = subprocess.run([*command, "check", str(file), "--samples", "2"], capture_output=True, text=True)
-    assert checked.returncode == 0, checked.stderr
-    rows = [line for line in checked.stdout.splitlines() if "centered" in line]
+    cli.check(file, None, 2, False)
+    rows = [line for line in capsys.readouterr().out.splitlines() if "centered" in line]
     assert float(rows[0].split("│")[3]) > 0.99
-    explained = subprocess.run([*command, "explain", str(file)], capture_output=True, text=True)
-    assert explained.returncode == 2
-    assert "it has no phases" in explained.stderr
-    assert "Traceback" not in explained.stderr
-    listed = subprocess.run([*command, "list"], capture_output=True, text=True)
-    assert "backprop_batchnorm" in listed.stdout
+    with pytest.raises(DeclarationError, match="it has no phases"):
+        cli.explain(file, None, False)
 
 
 # --------------------------------------------------------------------------- training as published
