@@ -10,18 +10,18 @@ link.correlate(u, S_u^T v, w).
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
-from physnet.connections import Linked, Selecting, Shape
+from physnet.connections import Linked, RealLink, Selecting, Shape
+from physnet.kept import Kept
+from physnet.unfolded import Unfolded
 
 aten = torch.ops.aten
-T = TypeVar("T")
 Map = Callable[[Tensor], Tensor]
 
 
@@ -42,10 +42,23 @@ class ConvLink(Linked):
             size - ((made - 1) * step - 2 * pad + span) for size, made, step, pad, span in sizes
         )
 
+        plain = settings["dilation"] == (1, 1) and settings["groups"] == 1
+        self.unfolded = Unfolded(pre, post[1:], settings["stride"], settings["padding"]) if plain else None
+
+    def _unfolds(self, w: Tensor) -> Unfolded | None:
+        half = w.dtype == torch.bfloat16 and w.device.type == "cpu" and not torch.is_grad_enabled()
+        return self.unfolded if half else None
+
     def apply(self, u: Tensor, w: Tensor) -> Tensor:
+        unfolded = self._unfolds(w)
+        if unfolded is not None and unfolded.pays:
+            return unfolded.apply(u, w)
         return torch.conv2d(u, w, **self.settings)
 
     def adjoint(self, v: Tensor, w: Tensor) -> Tensor:
+        unfolded = self._unfolds(w)
+        if unfolded is not None and unfolded.adjoint_pays:
+            return unfolded.adjoint(v, w)
         return torch.nn.functional.conv_transpose2d(v, w, output_padding=self.output_padding, **self.settings)
 
     def correlate(self, u: Tensor, v: Tensor, w: Tensor) -> Tensor:
@@ -140,7 +153,7 @@ class PooledLink(Selecting):
 
     def __init__(self, link: Linked, post: Shape, sizes: tuple[list[int], list[int], list[int]]) -> None:
         super().__init__(link.pre, post)
-        self.link, self.sizes = link, (*sizes, [1, 1])
+        self.link, self.sizes = RealLink(link), (*sizes, [1, 1])
         self._here, self._moved, self._shifted = Kept(), Kept(), Kept()
 
     # ---------------------------------------------------------------- in states
@@ -205,30 +218,3 @@ class PooledLink(Selecting):
 def at(values: Tensor, winners: Tensor) -> Tensor:
     """The values at the places of the winners: [rows, channels, height, width] -> the shape of the winners."""
     return values.flatten(2).gather(2, winners.flatten(2)).view_as(winners)
-
-
-class Kept:
-    """The last result of a function of tensors, kept until one of them is gone or has changed.
-
-    Tensors are told apart as objects, which costs nothing; where gradients are recorded nothing is kept.
-    """
-
-    def __init__(self) -> None:
-        self.seen: tuple[tuple[weakref.ref[Tensor], int], ...] = ()
-        self.value: Any = None
-
-    def __call__(self, arguments: tuple[Tensor, ...], make: Callable[[], T]) -> T:
-        if any(item.is_inference() or (torch.is_grad_enabled() and item.requires_grad) for item in arguments):
-            return make()
-        if len(self.seen) != len(arguments) or any(
-            seen() is not item or version != item._version
-            for (seen, version), item in zip(self.seen, arguments, strict=True)
-        ):
-            self.value = make()
-            self.seen = tuple((weakref.ref(item, self.forget), item._version) for item in arguments)
-        return self.value
-
-    def forget(self, gone: object) -> None:
-        """Let go of the result of tensors that nobody holds any more."""
-        if any(seen is gone for seen, _ in self.seen):
-            self.seen, self.value = (), None
