@@ -111,7 +111,7 @@ def main() -> None:
     rank = Trainer(parse_experiment(experiment("plain"))).accelerator.process_index
     for case in CASES:
         save_file(first_steps(case), folder / f"{case}-{rank}.safetensors")
-    report = {"interrupted": interrupted(folder), "spoiled": spoiled(), "normalised": normalised()}
+    report = {"interrupted": interrupted(folder), "normalised": normalised(), "spoiled": spoiled()}
     (folder / f"report-{rank}.json").write_text(json.dumps(report))
     torch.distributed.barrier()  # a process that leaves while another one still listens may abort
     torch.distributed.destroy_process_group()
