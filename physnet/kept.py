@@ -25,13 +25,15 @@ class Kept:
     def __call__(self, arguments: tuple[Tensor, ...], make: Callable[[], T]) -> T:
         if any(item.is_inference() or (torch.is_grad_enabled() and item.requires_grad) for item in arguments):
             return make()
-        if len(self.seen) != len(arguments) or any(
-            seen() is not item or version != item._version
+        if len(self.seen) == len(arguments) and all(
+            seen() is item and version == item._version
             for (seen, version), item in zip(self.seen, arguments, strict=True)
         ):
-            self.value = make()
-            self.seen = tuple((weakref.ref(item, self.forget), item._version) for item in arguments)
-        return self.value
+            return self.value
+        self.seen, self.value = (), None
+        value = make()  # what it makes may be let go of before this returns, but not by the caller
+        self.seen, self.value = tuple((weakref.ref(item, self.forget), item._version) for item in arguments), value
+        return value
 
     def forget(self, gone: object) -> None:
         """Let go of the result of tensors that nobody holds any more."""
