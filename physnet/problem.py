@@ -120,9 +120,11 @@ class Problem:
         result.layout = torch.channels_last if narrow else torch.contiguous_format
         return result
 
-    def arranged(self, value: Tensor) -> Tensor:
-        """A state or field, laid out in memory as the products of this problem like it."""
-        return value.contiguous(memory_format=self.layout) if value.dim() == 4 else value
+    def arranged(self, value: Tensor | float) -> Tensor | float:
+        """A state or field, laid out in memory as the products of this problem like it; numbers stay."""
+        if isinstance(value, Tensor) and value.dim() == 4:
+            return value.contiguous(memory_format=self.layout)
+        return value
 
     def _rounded(self, dtype: torch.dtype) -> dict[str, Tensor]:
         """The parameters, with the weights of products in another dtype, laid out as products like them."""

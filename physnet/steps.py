@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from torch import Tensor
 
 from physnet.checkpoints import Checkpoint, optimizer_state, restore_optimizer
@@ -134,6 +135,12 @@ class Steps:
             return wish
         heard: Any = self.accelerator.reduce(torch.tensor(float(wish), device=self.accelerator.device), "sum")
         return bool(heard)
+
+    def equalise(self) -> None:
+        """Give all processes the buffers of the first: what each of them has seen of the data differs."""
+        if self.accelerator.num_processes > 1:
+            for buffer in self.engine.model.buffers():
+                broadcast(buffer)
 
     # ------------------------------------------------------------------------ one batch
 

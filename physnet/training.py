@@ -225,6 +225,7 @@ class Trainer:
             if self.scheduler is not None:
                 self.scheduler.step()
             self.steps.refuse_nonfinite_parameters()
+            self.steps.equalise()
             test = evaluate(self.engine, self.test, self.accelerator)
             held = evaluate(self.engine, self.validation, self.accelerator) if self.validation else (None, None)
         train = Means.of(self.steps.tally.gathered(self.accelerator))

@@ -94,13 +94,13 @@ def spoiled() -> str:
 
 
 def normalised() -> dict[str, Any]:
-    """What is said of normalisation in each process, and the tensors after a run."""
+    """What is said of normalisation in each process, and all tensors after a run, running statistics too."""
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         declared = experiment("backprop").replace("protocol: backprop", "protocol: backprop_batchnorm")
         trainer = Trainer(parse_experiment(declared))
     list(trainer.epochs())
-    tensors = {name: value.double().sum().item() for name, value in trainer.model.named_parameters()}
+    tensors = {name: value.double().sum().item() for name, value in trainer.model.state_dict().items()}
     return {"said": [str(item.message) for item in said], "tensors": tensors}
 
 
