@@ -119,6 +119,7 @@ def graph_to_yaml(graph: EnergyGraph) -> str:
 
 
 def _build(source: Source) -> Experiment:
+    from physnet.augmentations import find_augmentations
     from physnet.data import check_data
 
     try:
@@ -130,6 +131,7 @@ def _build(source: Source) -> Experiment:
                 lambda: located(("learn",), lambda: find_learning(protocol)),
                 lambda: located(("train", "data"), lambda: check_data(schema.train.data)),
                 lambda: located(("train", "validation"), lambda: check_share(schema.train.validation)),
+                lambda: located(("train", "augment"), lambda: find_augmentations(schema.train.augment)),
             )
     except DeclarationError as error:
         raise source.relocate(error) from None
