@@ -11,7 +11,7 @@ import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from physnet.model import EnergyModel
 
 State = dict[str, Tensor]
+P = TypeVar("P", bound="Problem")
 FLAT = 1e-6
 """Curvatures below this one say nothing about how far a force would carry a unit."""
 
@@ -106,7 +107,7 @@ class Problem:
             self.parameters,
         )
 
-    def rounded(self, dtype: torch.dtype) -> Self:
+    def rounded(self: P, dtype: torch.dtype) -> P:
         """The same problem, whose exact updates multiply states by weights of another dtype; states keep theirs.
 
         Everything that is worked out once, energies and forces stay in the full dtype.

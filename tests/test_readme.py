@@ -85,6 +85,7 @@ def test_what_contributing_shows_runs_as_one_script(tmp_path: Path) -> None:
     from physnet.data import DATA
     from physnet.domains import NAMED
     from physnet.energy import CATALOGUES
+    from physnet.methods import METHODS
     from physnet.protocols import PROTOCOLS
     from physnet.relaxation import INTEGRATORS
 
@@ -96,7 +97,7 @@ def test_what_contributing_shows_runs_as_one_script(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr
-    registries = (CONNECTIONS, NAMED, INTEGRATORS, PROTOCOLS, CATALOGUES, DATA, AUGMENTATIONS)
+    registries = (CONNECTIONS, NAMED, INTEGRATORS, PROTOCOLS, METHODS, CATALOGUES, DATA, AUGMENTATIONS)
     groups = {registry.group for registry in registries}
     assert set(re.findall(r'entry-points\."(.*?)"', text)) == groups
 
