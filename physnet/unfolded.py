@@ -63,9 +63,8 @@ class Unfolded:
         matrix = self._backward((w,), lambda: w.permute(2, 3, 0, 1).contiguous())
         flat = v.permute(0, 2, 3, 1).reshape(-1, v.shape[1])
         channels, height, width = self.pre
-        image = torch.zeros(
-            (rows, height + 2 * high, width + 2 * wide, channels), dtype=torch.promote_types(v.dtype, torch.float32)
-        )
+        shape = rows, height + 2 * high, width + 2 * wide, channels
+        image = torch.zeros(shape, dtype=torch.promote_types(v.dtype, torch.float32), device=v.device)
         for y in range(w.shape[2]):
             for x in range(w.shape[3]):
                 seen = image[:, y : y + down * (self.made[0] - 1) + 1 : down]
