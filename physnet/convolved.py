@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -26,30 +26,35 @@ Map = Callable[[Tensor], Tensor]
 
 
 class ConvLink(Linked):
-    """A convolution and its transpose, which is worked out to the size of pre.
+    """A convolution and its transpose, which is worked out to the size of pre. A scalar weight fills its kernel.
 
     Arguments:
         pre, post: shapes of the nodes.
+        weight: shape of the kernel.
         window: pixels that the kernel spans.
         settings: stride, padding, dilation (pairs) and groups.
     """
 
-    def __init__(self, pre: Shape, post: Shape, window: tuple[int, int], settings: dict[str, Any]) -> None:
+    def __init__(
+        self, pre: Shape, post: Shape, weight: Shape, window: tuple[int, int], settings: dict[str, Any]
+    ) -> None:
         super().__init__(pre, post)
-        self.settings = settings
+        self.weight, self.settings = weight, settings
         sizes = zip(pre[1:], post[1:], settings["stride"], settings["padding"], window, strict=True)
         self.output_padding = tuple(
             size - ((made - 1) * step - 2 * pad + span) for size, made, step, pad, span in sizes
         )
 
     def apply(self, u: Tensor, w: Tensor) -> Tensor:
-        return torch.conv2d(u, w, **self.settings)
+        return torch.conv2d(u, w.expand(self.weight), **self.settings)
 
     def adjoint(self, v: Tensor, w: Tensor) -> Tensor:
-        return torch.nn.functional.conv_transpose2d(v, w, output_padding=self.output_padding, **self.settings)
+        kernel = w.expand(self.weight)
+        return torch.nn.functional.conv_transpose2d(v, kernel, output_padding=self.output_padding, **self.settings)
 
     def correlate(self, u: Tensor, v: Tensor, w: Tensor) -> Tensor:
-        return conv2d_weight(u, w.shape, v, **self.settings)  # pyright: ignore[reportArgumentType]
+        found = conv2d_weight(u, self.weight, v, **self.settings)  # pyright: ignore[reportArgumentType]
+        return found if w.dim() else found.sum()
 
 
 class FixedLink(Linked):
@@ -210,25 +215,36 @@ def at(values: Tensor, winners: Tensor) -> Tensor:
 class Kept:
     """The last result of a function of tensors, kept until one of them is gone or has changed.
 
-    Tensors are told apart as objects, which costs nothing; where gradients are recorded nothing is kept.
+    Tensors are told apart as objects, which costs nothing; where gradients are recorded nothing is kept. A change
+    through `.data`, which torch doesn't count, goes unnoticed, as it does in `EnergyModel.check_constraints`.
     """
 
     def __init__(self) -> None:
-        self.seen: tuple[tuple[weakref.ref[Tensor], int], ...] = ()
-        self.value: Any = None
+        self.last: tuple[tuple[weakref.ref[Tensor], ...], tuple[Tensor, ...] | Tensor, tuple[Any, ...]] | None = None
 
     def __call__(self, arguments: tuple[Tensor, ...], make: Callable[[], T]) -> T:
-        if any(item.is_inference() or (torch.is_grad_enabled() and item.requires_grad) for item in arguments):
-            return make()
-        if len(self.seen) != len(arguments) or any(
-            seen() is not item or version != item._version
-            for (seen, version), item in zip(self.seen, arguments, strict=True)
+        if torch.is_inference_mode_enabled() or any(
+            item.is_inference() or (torch.is_grad_enabled() and item.requires_grad) for item in arguments
         ):
-            self.value = make()
-            self.seen = tuple((weakref.ref(item, self.forget), item._version) for item in arguments)
-        return self.value
+            return make()
+        last = self.last  # read once: another thread may work with the same model
+        if last is not None:
+            seen, value, states = last
+            same = len(seen) == len(arguments) and all(a() is b for a, b in zip(seen, arguments, strict=True))
+            if same and states == _states(arguments, value):
+                return cast(T, value)
+        value: Any = make()
+        self.last = tuple(weakref.ref(item, self.forget) for item in arguments), value, _states(arguments, value)
+        return value
 
     def forget(self, gone: object) -> None:
         """Let go of the result of tensors that nobody holds any more."""
-        if any(seen is gone for seen, _ in self.seen):
-            self.seen, self.value = (), None
+        last = self.last
+        if last is not None and any(seen is gone for seen in last[0]):
+            self.last = None
+
+
+def _states(arguments: tuple[Tensor, ...], value: tuple[Tensor, ...] | Tensor) -> tuple[Any, ...]:
+    """What tells whether the memory of some tensors has been written to; that of a result, too, as it is handed out."""
+    made = (value,) if isinstance(value, Tensor) else value
+    return tuple((item.data_ptr(), item._version) for item in (*arguments, *made))
