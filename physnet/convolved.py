@@ -191,7 +191,7 @@ class PooledLink(Selecting):
             return self._spread(v, new) - self._spread(v, self._old_windows(u, w))
 
         new = self._new_windows(moved, w, u)
-        return self._spread(change, new) + self._shifted((v, u, moved), shifted)
+        return self._spread(change, new) + self._shifted((v, w, moved, u), shifted)
 
     def _old_windows(self, u: Tensor, w: Tensor) -> Windows:
         full = w.to(u.dtype)  # products of displacements may be in half precision, states may not
