@@ -171,7 +171,9 @@ class PooledLink(Selecting):
         return Windows(values, largest, winners)
 
     def _spread(self, v: Tensor, windows: Windows) -> Tensor:
-        """S^T v: every value at the place of its winner, zero elsewhere."""
+        """S^T v: every value at the place of its winner, zero elsewhere; a clamped v is the same in every phase."""
+        phases = windows.winners.shape[0] // v.shape[0]
+        v = v if phases == 1 else v.repeat(phases, 1, 1, 1)
         return aten.max_pool2d_with_indices_backward(v, windows.values, *self.sizes, False, windows.winners)
 
     # ---------------------------------------------------------------- in displacements

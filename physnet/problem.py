@@ -244,6 +244,11 @@ class Problem:
         phase = self._phase(name)
         prepared = functions[f"prepare_{name}__{phase}"](parameters, fixed, targets, beta)
         update = functions[f"minimise_{name}__{phase}"]
+        # through winners that this node decides, a clamped neighbour has a say in every sweep
+        seen = {source.neighbour for field in self.model.plan.nodes[name].fields for source in field.live}
+        held = {neighbour: self.clamped[neighbour] for neighbour in seen & self.clamped.keys()}
+        if held:
+            return lambda state: update(parameters, {**held, **state}, fixed, prepared, targets, beta)
         return lambda state: update(parameters, state, fixed, prepared, targets, beta)
 
     def refuse_gradient_only(self, name: str) -> NoReturn:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from physnet.energy import Energy
 from physnet.graph import EnergyGraph
 from physnet.model import EnergyModel, compile_energy
 
@@ -43,7 +44,7 @@ def resnet13(channels: tuple[int, ...] = (3, 4, 4, 5)) -> EnergyGraph:
 
 
 def small(
-    pool: str = " >> max_pool2d(2)", energy: str = "hopfield", cost: str = "(x - y)**2/2", **edge: Any
+    pool: str = " >> max_pool2d(2)", energy: str | Energy = "hopfield", cost: str = "(x - y)**2/2", **edge: Any
 ) -> EnergyGraph:
     """image -> c1 -> c2 -> label, for what needs many evaluations; without `pool` the first two edges are strided."""
     stride = "" if pool else ", stride=2"
