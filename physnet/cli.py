@@ -224,7 +224,7 @@ for _command in (draw, simulate, sweep):
 
 
 def _first_line(thing: Any) -> str:
-    return next(iter((thing.__doc__ or "").strip().splitlines()), "")
+    return escape(next(iter((thing.__doc__ or "").strip().splitlines()), ""))
 
 
 def _from(registry: Registry[Any], name: str) -> str:
