@@ -99,7 +99,7 @@ def _sweep(problem: Problem, state: State, omega: float, rule: StoppingRule | No
             old = state[node]
             if omega != 1 and not isinstance(problem.solver(node), Scalar):
                 domain = problem.domain(node)
-                new = domain.project(old + omega * domain.difference(new, old))
+                new = domain.project(domain.between(old, new, omega))
             if rule is not None:
                 step = rule.of_samples(node, old, new)
                 residual = step if residual is None else torch.maximum(residual, step)

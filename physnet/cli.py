@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from physnet.declaration import Experiment, load_experiment
@@ -177,7 +178,8 @@ def _updates_table(trainer: Trainer, batch: dict[str, Any], beta: float) -> Tabl
 
 @app.command("list")
 def list_everything() -> None:
-    """List energies, connections, domains, integrators, protocols and data sets."""
+    """List energies, connections, domains, integrators, protocols, data sets and augmentations."""
+    from physnet.augmentations import AUGMENTATIONS
     from physnet.connections import CONNECTIONS
     from physnet.data import DATA
     from physnet.domains import NAMED
@@ -205,6 +207,8 @@ def list_everything() -> None:
         table.add_row("reference", str(reference), reference.idea)
     for name, data in DATA.usable():
         table.add_row("data", name, _first_line(data) + _from(DATA, name))
+    for name, augmentation in AUGMENTATIONS.usable():
+        table.add_row("augmentation", name, _first_line(augmentation) + _from(AUGMENTATIONS, name))
     table.add_row("function", ", ".join(FUNCTIONS), "")
     console.print(table)
 
@@ -224,6 +228,7 @@ for _command in (draw, simulate, sweep):
 
 
 def _first_line(thing: Any) -> str:
+    """The first line of a docstring, in which brackets are no markup."""
     return escape(next(iter((thing.__doc__ or "").strip().splitlines()), ""))
 
 

@@ -153,7 +153,10 @@ class Selecting(Linked):
 
 
 class RealLink(Linked):
-    """A connection whose weights are real, for states that may be complex: real and imaginary parts pass it apart."""
+    """A connection whose weights are real, for states that may be complex: real and imaginary parts pass it apart.
+
+    Products run in the dtype of the weight, and give the dtype of the state.
+    """
 
     def __init__(self, link: Linked) -> None:
         super().__init__(link.pre, link.post)
@@ -171,7 +174,7 @@ class RealLink(Linked):
 
 def _in_parts(u: Tensor, w: Tensor, apply: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     if not u.is_complex():
-        return apply(u, w)
+        return apply(u, w) if w.dtype == u.dtype else apply(u.to(w.dtype), w).to(u.dtype)
     import torch
 
     rows = u.shape[0]

@@ -10,18 +10,18 @@ link.correlate(u, S_u^T v, w).
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
-from physnet.connections import Linked, Selecting, Shape
+from physnet.connections import Linked, RealLink, Selecting, Shape
+from physnet.kept import Kept
+from physnet.unfolded import Unfolded
 
 aten = torch.ops.aten
-T = TypeVar("T")
 Map = Callable[[Tensor], Tensor]
 
 
@@ -45,12 +45,28 @@ class ConvLink(Linked):
             size - ((made - 1) * step - 2 * pad + span) for size, made, step, pad, span in sizes
         )
 
+        plain = settings["dilation"] == (1, 1) and settings["groups"] == 1
+        self.unfolded = Unfolded(pre, post[1:], settings["stride"], settings["padding"]) if plain else None
+
+    def _unfolds(self, w: Tensor) -> Unfolded | None:
+        half = w.dim() == 4 and w.dtype == torch.bfloat16 and w.device.type == "cpu" and not torch.is_grad_enabled()
+        return self.unfolded if half else None
+
     def apply(self, u: Tensor, w: Tensor) -> Tensor:
-        return torch.conv2d(u, w.expand(self.weight), **self.settings)
+        unfolded = self._unfolds(w)
+        if unfolded is not None and unfolded.pays:
+            return unfolded.apply(u, w)
+        return torch.conv2d(u, self._kernel(w), **self.settings)
 
     def adjoint(self, v: Tensor, w: Tensor) -> Tensor:
-        kernel = w.expand(self.weight)
+        unfolded = self._unfolds(w)
+        if unfolded is not None and unfolded.adjoint_pays:
+            return unfolded.adjoint(v, w)
+        kernel = self._kernel(w)
         return torch.nn.functional.conv_transpose2d(v, kernel, output_padding=self.output_padding, **self.settings)
+
+    def _kernel(self, w: Tensor) -> Tensor:
+        return w if w.dim() else w.expand(self.weight)
 
     def correlate(self, u: Tensor, v: Tensor, w: Tensor) -> Tensor:
         found = conv2d_weight(u, self.weight, v, **self.settings)  # pyright: ignore[reportArgumentType]
@@ -145,8 +161,8 @@ class PooledLink(Selecting):
 
     def __init__(self, link: Linked, post: Shape, sizes: tuple[list[int], list[int], list[int]]) -> None:
         super().__init__(link.pre, post)
-        self.link, self.sizes = link, (*sizes, [1, 1])
-        self._here, self._moved, self._shifted = Kept(), Kept(), Kept()
+        self.link, self.sizes = RealLink(link), (*sizes, [1, 1])
+        self._here, self._moved, self._shifted, self._full = Kept(), Kept(), Kept(), Kept()
 
     # ---------------------------------------------------------------- in states
 
@@ -196,8 +212,10 @@ class PooledLink(Selecting):
         return self._spread(change, new) + self._shifted((v, w, moved, u), shifted)
 
     def _old_windows(self, u: Tensor, w: Tensor) -> Windows:
-        full = w.to(u.dtype)  # products of displacements may be in half precision, states may not
-        return self._windows(u, full)
+        if w.dtype == u.dtype:
+            return self._windows(u, w)
+        # products of displacements may be in half precision, states may not
+        return self._windows(u, self._full((w,), lambda: w.to(u.dtype)))
 
     def _new_windows(self, change: Tensor, w: Tensor, u: Tensor) -> Windows:
         def found() -> Windows:
@@ -212,41 +230,3 @@ class PooledLink(Selecting):
 def at(values: Tensor, winners: Tensor) -> Tensor:
     """The values at the places of the winners: [rows, channels, height, width] -> the shape of the winners."""
     return values.flatten(2).gather(2, winners.flatten(2)).view_as(winners)
-
-
-class Kept:
-    """The last result of a function of tensors, kept until one of them is gone or has changed.
-
-    Tensors are told apart as objects, which costs nothing; where gradients are recorded nothing is kept. A change
-    through `.data`, which torch doesn't count, goes unnoticed, as it does in `EnergyModel.check_constraints`.
-    """
-
-    def __init__(self) -> None:
-        self.last: tuple[tuple[weakref.ref[Tensor], ...], tuple[Tensor, ...] | Tensor, tuple[Any, ...]] | None = None
-
-    def __call__(self, arguments: tuple[Tensor, ...], make: Callable[[], T]) -> T:
-        if torch.is_inference_mode_enabled() or any(
-            item.is_inference() or (torch.is_grad_enabled() and item.requires_grad) for item in arguments
-        ):
-            return make()
-        last = self.last  # read once: another thread may work with the same model
-        if last is not None:
-            seen, value, states = last
-            same = len(seen) == len(arguments) and all(a() is b for a, b in zip(seen, arguments, strict=True))
-            if same and states == _states(arguments, value):
-                return cast(T, value)
-        value: Any = make()
-        self.last = tuple(weakref.ref(item, self.forget) for item in arguments), value, _states(arguments, value)
-        return value
-
-    def forget(self, gone: object) -> None:
-        """Let go of the result of tensors that nobody holds any more."""
-        last = self.last
-        if last is not None and any(seen is gone for seen in last[0]):
-            self.last = None
-
-
-def _states(arguments: tuple[Tensor, ...], value: tuple[Tensor, ...] | Tensor) -> tuple[Any, ...]:
-    """What tells whether the memory of some tensors has been written to; that of a result, too, as it is handed out."""
-    made = (value,) if isinstance(value, Tensor) else value
-    return tuple((item.data_ptr(), item._version) for item in (*arguments, *made))

@@ -118,6 +118,7 @@ def graph_to_yaml(graph: EnergyGraph) -> str:
 
 
 def _build(source: Source) -> Experiment:
+    from physnet.augmentations import find_augmentations
     from physnet.data import check_data
 
     try:
@@ -128,6 +129,7 @@ def _build(source: Source) -> Experiment:
                 lambda: _Builder(schema, Path(source.name).parent).build(),
                 lambda: located(("learn",), lambda: find_method(protocol)),
                 lambda: located(("train", "data"), lambda: check_data(schema.train.data)),
+                lambda: located(("train", "augment"), lambda: find_augmentations(schema.train.augment)),
             )
     except DeclarationError as error:
         raise source.relocate(error) from None

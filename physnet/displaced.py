@@ -41,6 +41,9 @@ class Around(Domain):
             return x
         return torch.clamp(x, self.lo, self.hi)  # pyright: ignore[reportCallIssue, reportArgumentType]
 
+    def between(self, start: Tensor, end: Tensor, share: float) -> Tensor:
+        return start.lerp(end, share)
+
     def select(self, rows: Tensor) -> Around:
         """The same for some of the rows."""
         return Around(*(side[rows] if isinstance(side, Tensor) else side for side in (self.lo, self.hi)))
@@ -157,10 +160,11 @@ class Displaced(Problem):
             return lambda state: self.refuse_gradient_only(name)
         functions, phase = self.model.functions, self._phase(name)
         parameters, origin, around, fixed = self.parameters, self.origin, self.around[name], self.fixed
-        targets, beta = self.targets, self.beta_for(name)
-        prepared = functions[f"displaced_prepare_{name}__{phase}"](parameters, origin, around, fixed, targets, beta)
+        targets, beta, weights = self.targets, self.beta_for(name), self.weights
+        made = functions[f"displaced_prepare_{name}__{phase}"](parameters, origin, around, fixed, targets, beta)
+        prepared = tuple(map(self.arranged, made))
         update = functions[f"displaced_{name}__{phase}"]
-        return lambda state: update(parameters, origin, state, around, fixed, prepared, targets, beta)
+        return lambda state: update(weights, origin, state, around, fixed, prepared, targets, beta)
 
 
 def nudge(

@@ -37,6 +37,10 @@ class Domain(ABC):
         """x - reference, along the shortest way."""
         return x - reference
 
+    def between(self, start: Tensor, end: Tensor, share: float) -> Tensor:
+        """start + share (end - start), along the shortest way; beyond the end for a share above 1."""
+        return start + share * self.difference(end, start)
+
     def magnitude(self, x: Tensor) -> Tensor:
         """What a small step is compared with, up to its sign."""
         return x
@@ -90,6 +94,9 @@ class Interval(Domain):
         if self.lo == -math.inf:
             return x if self.hi == math.inf else x.clamp_max(self.hi)
         return x.clamp_min(self.lo) if self.hi == math.inf else x.clamp(self.lo, self.hi)
+
+    def between(self, start: Tensor, end: Tensor, share: float) -> Tensor:
+        return start.lerp(end, share)
 
     def random(self, shape: tuple[int, ...], generator: torch.Generator, like: Tensor) -> Tensor:
         import torch

@@ -69,6 +69,8 @@ class Problem:
 
     phases = 1
     """Phases stacked along the rows."""
+    layout = torch.contiguous_format
+    """How states of images are laid out in memory."""
 
     def __init__(
         self,
@@ -82,6 +84,7 @@ class Problem:
     ) -> None:
         self.model, self.clamped, self.rows = model, clamped, rows
         self.parameters = model.tensors if parameters is None else parameters
+        self.weights = self.parameters
         self.targets, self.beta = targets or {}, beta
         self.fixed = fixed if fixed is not None else self._fixed_fields()
 
@@ -103,6 +106,34 @@ class Problem:
             self._betas(betas).repeat_interleave(self.rows),
             self.parameters,
         )
+
+    def rounded(self, dtype: torch.dtype) -> Problem:
+        """The same problem, whose exact updates multiply states by weights of another dtype; states keep theirs.
+
+        Everything that is worked out once, energies and forces stay in the full dtype.
+        """
+        result = copy.copy(self)
+        result.__dict__.pop("_minimisers", None)
+        narrow = dtype != self.like.dtype
+        result.weights = self._rounded(dtype) if narrow else self.parameters
+        result.layout = torch.channels_last if narrow else torch.contiguous_format
+        return result
+
+    def arranged(self, value: Tensor) -> Tensor:
+        """A state or field, laid out in memory as the products of this problem like it."""
+        return value.contiguous(memory_format=self.layout) if value.dim() == 4 else value
+
+    def _rounded(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        """The parameters, with the weights of products in another dtype, laid out as products like them."""
+        weights = dict(self.parameters)
+        for plan in self.model.plan.edges.values():
+            for key in plan.edge.parameters if plan.separated is not None else ():
+                name = self.model.plan.ties.get(f"{plan.edge.name}.{key}", f"{plan.edge.name}.{key}")
+                value = weights[name]
+                if value.dim() >= 2:
+                    layout = torch.channels_last if value.dim() == 4 else torch.contiguous_format
+                    weights[name] = value.detach().to(dtype, memory_format=layout)
+        return weights
 
     def rows_of(self, samples: Tensor) -> Tensor:
         """The rows of some samples, in all phases."""
@@ -240,16 +271,17 @@ class Problem:
         if isinstance(self.solver(name), GradientOnly):
             return lambda state: self.refuse_gradient_only(name)  # when it is asked for: other nodes have theirs
         beta = self.beta_for(name)
-        functions, parameters, fixed, targets = self.model.functions, self.parameters, self.fixed, self.targets
-        phase = self._phase(name)
-        prepared = functions[f"prepare_{name}__{phase}"](parameters, fixed, targets, beta)
+        functions, fixed, targets = self.model.functions, self.fixed, self.targets
+        phase, parameters, weights = self._phase(name), self.parameters, self.weights
+        made = functions[f"prepare_{name}__{phase}"](parameters, fixed, targets, beta)
+        prepared = tuple(map(self.arranged, made))
         update = functions[f"minimise_{name}__{phase}"]
         # through winners that this node decides, a clamped neighbour has a say in every sweep
         seen = {source.neighbour for field in self.model.plan.nodes[name].fields for source in field.live}
         held = {neighbour: self.clamped[neighbour] for neighbour in seen & self.clamped.keys()}
         if held:
-            return lambda state: update(parameters, {**held, **state}, fixed, prepared, targets, beta)
-        return lambda state: update(parameters, state, fixed, prepared, targets, beta)
+            return lambda state: update(weights, {**held, **state}, fixed, prepared, targets, beta)
+        return lambda state: update(weights, state, fixed, prepared, targets, beta)
 
     def refuse_gradient_only(self, name: str) -> NoReturn:
         """Raise `RelaxationError` for a node whose units have no exact update."""

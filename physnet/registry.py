@@ -2,7 +2,7 @@
 
 A plug-in is a distribution with an entry point in one of the groups
 
-    physnet.connections   physnet.domains     physnet.integrators
+    physnet.connections   physnet.domains     physnet.integrators    physnet.augmentations
     physnet.protocols     physnet.energies    physnet.data
 
 whose name is what declarations write. Listing names reads metadata only; a plug-in is imported when its name is asked

@@ -118,6 +118,7 @@ class TrainSchema(_Strict):
     """How the network is trained, and on what."""
 
     data: _Named = "digits"
+    augment: list[_Named] = Field(default_factory=list, description="random changes of training images, in their order")
     epochs: int = Field(default=10, ge=1)
     batch: int = Field(default=64, ge=1)
     optimizer: _Named = "sgd"

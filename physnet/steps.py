@@ -55,6 +55,7 @@ class Steps:
         engine, optimizer, accelerator: what takes part.
         settings: how the network is trained.
         data: the training samples by name.
+        augment: changes the rows of a share, given the number of their batch.
         wishes: asked in every step whether this process wants a checkpoint after it, and whether it wants to stop.
     """
 
@@ -65,10 +66,11 @@ class Steps:
         accelerator: Accelerator,
         settings: TrainSchema,
         data: Mapping[str, Tensor],
+        augment: Callable[[Mapping[str, Tensor], int, Share], dict[str, Tensor]],
         wishes: Callable[[], tuple[bool, bool]],
     ) -> None:
         self.engine, self.optimizer, self.accelerator = engine, optimizer, accelerator
-        self.settings, self.data, self.wishes = settings, data, wishes
+        self.settings, self.data, self.augment, self.wishes = settings, data, augment, wishes
         self.parallel, self._optimizer = accelerator.prepare(engine, optimizer)
         self.position, self.tally = Position(), Tally(engine.model.device)
         self._agreed = False, False
@@ -150,6 +152,7 @@ class Steps:
         if share.total != position.rows:  # all processes have to agree on whether the last states fit
             engine.previous, position.rows = None, share.total
         position.batches += 1
+        batch = self.augment(batch, position.batches, share)
         loss, failure = None, None
         engine.share = share
         try:

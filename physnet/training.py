@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from physnet.augmenting import Augmenter
 from physnet.board import Board
 from physnet.checkpoints import Checkpoint, plain
 from physnet.data import Arrays, DataSet, load_data, match
@@ -85,6 +86,8 @@ class Trainer:
         with experiment_faults(experiment, "train", "data"):
             data = load_data(experiment.data)
         self.data = match(data, experiment.graph)
+        with experiment_faults(experiment, "train", "augment"):
+            augment = Augmenter(settings.augment, self.data, experiment.graph, settings.seed)
         dtype = getattr(torch, settings.dtype)
         if compiled is None:
             model = compile_energy(experiment.graph, settings.seed).to(dtype)
@@ -101,7 +104,7 @@ class Trainer:
             self.scheduler = make_scheduler(self.optimizer, settings.scheduler, settings.epochs)
         self.engine.attach(self.optimizer)
         self.train, self.test = self._on_device(self.data.train, dtype), self._on_device(self.data.test, dtype)
-        self.steps = Steps(self.engine, self.optimizer, self.accelerator, settings, self.train, self._wishes)
+        self.steps = Steps(self.engine, self.optimizer, self.accelerator, settings, self.train, augment, self._wishes)
         self._identity = identity(experiment)
         self.history, self._stopping, self._saved = list[Metrics](), False, time.monotonic()
         if checkpoint is not None:

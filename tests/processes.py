@@ -22,7 +22,7 @@ TEXT = """\
 name: shared
 energy: hopfield
 nodes:
-  image: {shape: 64, role: input}
+  image: {shape: [1, 8, 8], role: input}
   hidden: {shape: 12}
   label: {shape: 10, role: output, parameters: {b: {frozen: true}}}
 edges: [image -> hidden, hidden -> label]
@@ -36,6 +36,7 @@ CASES = {
     "random": ("random_sign", "random", "dtype: float64"),
     "single": ("random_sign", "random", "dtype: float32"),
     "previous": ("random_sign", "previous", "dtype: float64"),
+    "augmented": ("centered", "previous", "dtype: float64, augment: [flip, {crop: {padding: 1}}, rand_augment]"),
     "parts": ("random_sign", "zero", "dtype: float64, accumulate: 2, clip: 0.01"),
 }
 # the second batch doesn't divide by two, the last has less rows than there are processes

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from physnet.data import load_data, match, read_idx
+from physnet.data import load_data, match
 from physnet.errors import DataError, DeclarationError
 from physnet.graph import EnergyGraph
+from physnet.images import read_idx
 
 
 def write_idx(path: Path, values: np.ndarray) -> None:

@@ -16,9 +16,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import physnet.data
-from physnet.data import load_data, read_idx
+import physnet.arrays
+from physnet.data import load_data
 from physnet.errors import DataError
+from physnet.images import read_idx
 
 
 class _Payload:
@@ -116,7 +117,7 @@ def test_nothing_is_unpickled(tmp_path: Path) -> None:
 
 
 def test_bombs_are_refused_before_they_are_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(physnet.data, "MAX_BYTES", 10_000)
+    monkeypatch.setattr(physnet.arrays, "MAX_BYTES", 10_000)
     (tmp_path / "data.npz").write_bytes(zipped("x_train.npy", bytes(50_000)))
     with pytest.raises(DataError, match="more than 10,000"):
         load_data({"npz": {"file": str(tmp_path / "data.npz")}})

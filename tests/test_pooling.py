@@ -12,7 +12,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from images import compiled, conv_hopfield, photos, small
-from networks import TIGHT
 from torch import Tensor
 from torch.nn import functional
 
@@ -24,7 +23,7 @@ from physnet.displaced import nudge
 from physnet.lowering import Block
 from physnet.model import EnergyModel
 from physnet.problem import Problem, State
-from physnet.relaxation import relax
+from physnet.relaxation import Relaxation, relax
 
 CHAINS = [
     ("conv2d(3, padding=1)", {"kernel_size": 2}),
@@ -252,13 +251,13 @@ def sweep(problem: Problem, state: State, omega: float = 1.0) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.usefixtures("float64")
-def test_a_sweep_computes_every_convolution_once(counted: Any) -> None:
+@pytest.mark.parametrize("products", [torch.float32, torch.bfloat16])
+def test_a_sweep_computes_every_convolution_once(counted: Any, products: torch.dtype) -> None:
     """One product forward and one backward for every edge between free nodes; none for that from the input."""
     model = compiled(conv_hopfield())
     image, target = photos(model)
     once = {f"conv{number} {way}": 1 for number in (2, 3, 4) for way in ("apply", "adjoint")}
-    problem = model.problem(image=image)
+    problem = model.problem(image=image).rounded(products)
     state = problem.random(torch.Generator().manual_seed(0))
     sweep(problem, state)
     counts = counted(model)
@@ -266,8 +265,8 @@ def test_a_sweep_computes_every_convolution_once(counted: Any) -> None:
         counts.clear()
         sweep(problem, state, 1.3)
         assert counts == once
-    free = relax(model, TIGHT, image=image)
-    displaced = nudge(free.problem, free.states, {"target": target}, [0.1, -0.1])
+    free = relax(model, Relaxation(tolerance=1e-4), image=image)
+    displaced = nudge(free.problem, free.states, {"target": target}, [0.1, -0.1]).rounded(products)
     moved = displaced.project({name: 0.01 * torch.randn_like(value) for name, value in displaced.zero().items()})
     sweep(displaced, moved)
     for _ in range(3):
