@@ -48,6 +48,10 @@ def train(
     resume: Annotated[
         Path | None, typer.Option("--resume", help="folder of an interrupted run, to go on with", show_default=False)
     ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option("--method", help="how to learn, such as backprop: learn.protocol", show_default=False),
+    ] = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="write event files for TensorBoard")] = False,
 ) -> None:
     """Train a network; write metrics, parameters, checkpoints and pictures into a run folder."""
@@ -55,7 +59,8 @@ def train(
         raise DeclarationError("train takes one experiment", "physnet train FILE, or physnet train --resume FOLDER")
     if resume is not None and folder is not None:
         raise DeclarationError("a resumed run stays in its folder", "leave out --out")
-    values = changes([*(change or []), *(["train.tensorboard=true"] if tensorboard else [])])
+    asked = [*([f"learn.protocol={method}"] if method else []), *(["train.tensorboard=true"] if tensorboard else [])]
+    values = changes([*(change or []), *asked])
     trainer = _begin(file, values, folder) if file is not None else _resume(resume, values)
     from physnet.interruption import stopping_on_signals
 
@@ -99,12 +104,15 @@ def _resume_command(trainer: Trainer) -> str:
 
 
 @app.command()
-def evaluate(folder: Annotated[Path, typer.Argument(help="the folder of a run", show_default=False)]) -> None:
+def evaluate(
+    folder: Annotated[Path, typer.Argument(help="the folder of a run", show_default=False)],
+    best: Annotated[bool, typer.Option("--best", help="as it was after the best validation epoch")] = False,
+) -> None:
     """Test a trained network on the test set of its run."""
     from physnet.training import evaluate as run_evaluation
     from physnet.training import load_run
 
-    trainer = load_run(folder)
+    trainer = load_run(folder, best)
     cost, error = run_evaluation(trainer.engine, trainer.test)
     console.print(f"test cost  {cost:.5f}")
     if error is not None:
@@ -134,7 +142,7 @@ def check(
     gdu: Annotated[bool, typer.Option("--gdu", help="step by step, against backpropagation through time")] = False,
 ) -> None:
     """Compare every protocol's gradient with the implicit one, per parameter, at beta and at beta/2."""
-    experiment = load_experiment(file, changes([*(change or []), "train.dtype=float64"]))
+    experiment = load_experiment(file, changes([*(change or []), "train.dtype=float64", "train.precision=null"]))
     from physnet.checking import check_gradients
     from physnet.training import Trainer, relaxation_settings
 
@@ -148,7 +156,7 @@ def check(
     for column in ("protocol", "tensor", "cosine", "relative error", "falls, beta/2"):
         table.add_column(column, justify="left" if column in ("protocol", "tensor") else "right")
     previous = ""
-    for row in check_gradients(trainer.model, batch, beta, relaxation=relaxation_settings(experiment.relax)):
+    for row in check_gradients(trainer.energy, batch, beta, relaxation=relaxation_settings(experiment.relax)):
         first = row.protocol if row.protocol != previous else ""
         if first and previous:
             table.add_section()
@@ -164,7 +172,7 @@ def _updates_table(trainer: Trainer, batch: dict[str, Any], beta: float) -> Tabl
 
     relaxation = relaxation_settings(trainer.experiment.relax)
     full, half = (
-        gradient_descending_updates(trainer.model, batch, nudge, relaxation=relaxation) for nudge in (beta, beta / 2)
+        gradient_descending_updates(trainer.energy, batch, nudge, relaxation=relaxation) for nudge in (beta, beta / 2)
     )
     rows = len(next(iter(batch.values())))
     table = Table(title=f"gradient-descending updates, beta = {beta:g}, {rows} samples, float64")
@@ -185,6 +193,7 @@ def list_everything() -> None:
     from physnet.domains import NAMED
     from physnet.energy import catalogue
     from physnet.expressions import FUNCTIONS
+    from physnet.methods import METHODS
     from physnet.protocols import FAMILIES, PROTOCOLS
     from physnet.references import REFERENCES
     from physnet.relaxation import INTEGRATORS, integrators
@@ -205,6 +214,8 @@ def list_everything() -> None:
         table.add_row("protocol", f"{family}(N)", _first_line(make))
     for reference in REFERENCES.values():
         table.add_row("reference", str(reference), reference.idea)
+    for name, method in METHODS.usable():
+        table.add_row("method", name, method.idea + _from(METHODS, name))
     for name, data in DATA.usable():
         table.add_row("data", name, _first_line(data) + _from(DATA, name))
     for name, augmentation in AUGMENTATIONS.usable():
@@ -248,19 +259,22 @@ def _title_of(energy: str) -> str:
 
 
 def _title(experiment: Experiment, trainer: Trainer) -> str:
+    from physnet.learning import EquilibriumPropagation
+
     parameters = sum(value.numel() for value in trainer.model.parameters())
     learn = experiment.learn
+    nudge = f" beta = {learn.beta:g}" if isinstance(trainer.engine, EquilibriumPropagation) else ""
     return (
         f"[bold]{experiment.graph.name or experiment.source.name}[/]  {parameters:,} parameters, "
-        f"{learn.protocol} beta = {learn.beta:g}, {trainer.data.name}, {trainer.accelerator.device}, "
+        f"{learn.protocol}{nudge}, {trainer.data.name}, {trainer.accelerator.device}, "
         f"seed {experiment.train.seed}"
     )
 
 
 _COLUMNS = {
     "epoch": "epoch", "train_cost": "train cost", "train_error": "train error %", "test_cost": "test cost",
-    "test_error": "test error %", "sweeps": "sweeps", "nudged_sweeps": "nudged", "residual": "residual",
-    "unconverged": "missed %", "seconds": "s",
+    "test_error": "test error %", "validation_error": "validation error %", "sweeps": "sweeps",
+    "nudged_sweeps": "nudged", "residual": "residual", "unconverged": "missed %", "seconds": "s",
 }  # fmt: skip
 
 
@@ -291,11 +305,13 @@ def _train_with_progress(trainer: Trainer) -> None:
 
 def _metrics_table(history: list[Metrics]) -> Table:
     table = Table(box=None, header_style="bold")
-    for title in _COLUMNS.values():
+    held_out = history[0].validation_cost is not None
+    columns = {key: title for key, title in _COLUMNS.items() if held_out or key != "validation_error"}
+    for title in columns.values():
         table.add_column(title, justify="right")
     shown = history if len(history) <= 12 else [*history[:2], *history[4:-2:5], *history[-2:]]
     for metrics in shown:
-        table.add_row(*(_cell(key, getattr(metrics, key)) for key in _COLUMNS))
+        table.add_row(*(_cell(key, getattr(metrics, key)) for key in columns))
     return table
 
 
@@ -310,25 +326,36 @@ def _cell(key: str, value: float | int | None) -> str:
 
 
 def _draw(trainer: Trainer) -> None:
+    from physnet.learning import EquilibriumPropagation
     from physnet.plots import learning_curve, relaxation_picture
+    from physnet.validation import best_epoch
 
     assert trainer.folder is not None
     history, folder = trainer.history, trainer.folder.path
     last = history[-1]
     batch = {name: value[:32] for name, value in trainer.test.items()}
     curve = learning_curve(history, folder / "learning_curve.png")
-    picture = relaxation_picture(trainer.engine, batch, folder / "relaxation.png")
     if last.test_error is not None:
         seconds = sum(item.seconds for item in history)
         console.print(
             f"[bold]test accuracy {100 - last.test_error:.2f} %[/] after {last.epoch} epochs in {seconds:.1f} s"
+        )
+    best = best_epoch(history)
+    if best is not None and best.test_error is not None and best.validation_error is not None:
+        console.print(
+            f"best validation epoch {best.epoch}: validation accuracy {100 - best.validation_error:.2f} %, "
+            f"test accuracy {100 - best.test_error:.2f} %"
         )
     if last.unconverged:
         console.print(
             f"[yellow]{last.unconverged:.2f} % of the samples missed the tolerance of the free phase: "
             "raise relax.max_sweeps or relax.tolerance[/]"
         )
-    console.print(f"learning curve  {curve}\nrelaxation      {picture}\nrun             {folder}", highlight=False)
+    console.print(f"learning curve  {curve}", highlight=False)
+    if isinstance(trainer.engine, EquilibriumPropagation):
+        picture = relaxation_picture(trainer.engine, batch, folder / "relaxation.png")
+        console.print(f"relaxation      {picture}", highlight=False)
+    console.print(f"run             {folder}", highlight=False)
 
 
 if __name__ == "__main__":

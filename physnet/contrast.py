@@ -18,6 +18,7 @@ from jaxtyping import Num
 from torch import Tensor
 
 from physnet.functions import onto
+from physnet.layout import repeat
 
 Rows = tuple[Tensor, Tensor]
 Moved = tuple[Num[Tensor, " phased ..."], Num[Tensor, " phased ..."]]
@@ -118,7 +119,7 @@ class Phases:
         """States with clamped nodes repeated for every phase."""
         full = len(self.coefficients) * self.rows
         return {
-            name: value if value.shape[0] == full else value.repeat(len(self.coefficients), *(1,) * (value.dim() - 1))
+            name: value if value.shape[0] == full else repeat(value, len(self.coefficients))
             for name, value in s.items()
         }
 

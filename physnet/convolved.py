@@ -19,9 +19,12 @@ from torch.nn.grad import conv2d_weight
 
 from physnet.connections import Linked, RealLink, Selecting, Shape
 from physnet.kept import Kept
+from physnet.layout import arranged
 from physnet.unfolded import Unfolded
 
 aten = torch.ops.aten
+LARGE = 2**18
+"""Numbers in a weight from which on it takes longer to rearrange it than to multiply by it, where images are small."""
 Map = Callable[[Tensor], Tensor]
 
 
@@ -49,8 +52,8 @@ class ConvLink(Linked):
         self.unfolded = Unfolded(pre, post[1:], settings["stride"], settings["padding"]) if plain else None
 
     def _unfolds(self, w: Tensor) -> Unfolded | None:
-        half = w.dim() == 4 and w.dtype == torch.bfloat16 and w.device.type == "cpu" and not torch.is_grad_enabled()
-        return self.unfolded if half else None
+        large = w.numel() >= LARGE and w.device.type == "cpu" and not torch.is_grad_enabled()
+        return self.unfolded if large else None
 
     def apply(self, u: Tensor, w: Tensor) -> Tensor:
         unfolded = self._unfolds(w)
@@ -229,4 +232,7 @@ class PooledLink(Selecting):
 
 def at(values: Tensor, winners: Tensor) -> Tensor:
     """The values at the places of the winners: [rows, channels, height, width] -> the shape of the winners."""
-    return values.flatten(2).gather(2, winners.flatten(2)).view_as(winners)
+    rows, channels, height, width = winners.shape
+    last = arranged(values).permute(0, 2, 3, 1).view(rows, -1, channels)
+    found = last.gather(1, arranged(winners).permute(0, 2, 3, 1).view(rows, -1, channels))
+    return found.view(rows, height, width, channels).permute(0, 3, 1, 2)

@@ -12,15 +12,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from physnet.elements import no_such_node
-from physnet.energy import FORMAT, Energy, energy_from_mapping, load_energy
+from physnet.energy import Energy, energy_from_mapping, load_energy
 from physnet.errors import DeclarationError, Fault, ShapeError, collected, did_you_mean, located
 from physnet.graph import EnergyGraph
 from physnet.patterns import relative_to
-from physnet.references import find_method
-from physnet.schema import CostSchema, ExperimentSchema, LearnSchema, NodeSchema, RelaxSchema, TrainSchema, keys_at
+from physnet.reading import check_share, choose_method, read_schema
+from physnet.references import find_learning
+from physnet.schema import CostSchema, ExperimentSchema, LearnSchema, NodeSchema, RelaxSchema, TrainSchema
 from physnet.sources import Source, dump_yaml, parse_source, read_source
 
 _ARROW = re.compile(r"\s*([A-Za-z]\w*)\s*->\s*([A-Za-z]\w*)\s*")
@@ -83,8 +82,10 @@ def load_experiment(path: str | Path, changes: Mapping[str, str] | None = None) 
         DeclarationError: with everything that is wrong, each fault with file, line, caret and fix.
     """
     source = read_source(path)
-    for key, value in (changes or {}).items():
-        _change(source.data, key, parse_source(value, f"--set {key}").data)
+    values = {key: parse_source(value, f"--set {key}").data for key, value in (changes or {}).items()}
+    for key, value in values.items():
+        _change(source.data, key, value)
+    source = choose_method(source, values)
     return _build(source)
 
 
@@ -101,7 +102,7 @@ def _change(data: Any, key: str, value: Any) -> None:
 
 def parse_experiment(text: str, name: str = "<text>") -> Experiment:
     """Read and check an experiment from YAML text."""
-    return _build(parse_source(text, name))
+    return _build(choose_method(parse_source(text, name)))
 
 
 def graph_from_yaml(text: str) -> EnergyGraph:
@@ -122,47 +123,19 @@ def _build(source: Source) -> Experiment:
     from physnet.data import check_data
 
     try:
-        schema = _read_schema(source.data)
+        schema = read_schema(source.data)
         protocol = schema.learn.protocol
         with relative_to(Path(source.name).parent):
             graph, *_ = collected(
                 lambda: _Builder(schema, Path(source.name).parent).build(),
-                lambda: located(("learn",), lambda: find_method(protocol)),
+                lambda: located(("learn",), lambda: find_learning(protocol)),
                 lambda: located(("train", "data"), lambda: check_data(schema.train.data)),
+                lambda: located(("train", "validation"), lambda: check_share(schema.train.validation)),
                 lambda: located(("train", "augment"), lambda: find_augmentations(schema.train.augment)),
             )
     except DeclarationError as error:
         raise source.relocate(error) from None
     return Experiment(graph, schema.relax, schema.learn, schema.train, source)
-
-
-def _read_schema(data: Any) -> ExperimentSchema:
-    if not isinstance(data, Mapping):
-        raise DeclarationError("an experiment is a mapping with the keys nodes, edges, …", "see the examples")
-    if data.get("physnet", FORMAT) != FORMAT:
-        raise DeclarationError(
-            Fault(
-                f"format version {data['physnet']!r} is not supported",
-                f"this version reads format {FORMAT}",
-                ("physnet",),
-            )
-        )
-    try:
-        return ExperimentSchema.model_validate(data)
-    except ValidationError as error:
-        raise DeclarationError(_translate(item) for item in error.errors()) from None
-
-
-def _translate(error: Any) -> Fault:
-    """A pydantic error in the words of the format."""
-    path = tuple(error["loc"])
-    kind, key = error["type"], str(path[-1]) if path else ""
-    if kind == "extra_forbidden":
-        known = keys_at(path[:-1])
-        return Fault(f"unknown key '{key}'", did_you_mean(key, known), path, at_key=True)
-    if kind == "missing":
-        return Fault(f"the key '{key}' is missing", f"add {key}:", path[:-1])
-    return Fault(f"{error['msg'][0].lower()}{error['msg'][1:]}, found {error['input']!r}", "", path)
 
 
 class _Builder:

@@ -18,7 +18,8 @@ from torch import Tensor
 from physnet.domains import Domain
 from physnet.errors import RelaxationError
 from physnet.expressions import clip, log_cosh, relu, softplus, step
-from physnet.problem import Problem, Repeated, State, repeat, some_rows
+from physnet.layout import repeat
+from physnet.problem import Problem, Repeated, State, laid_out, some_rows
 from physnet.separation import GradientOnly
 
 ROUGH = (sp.Abs, sp.erf, sp.sign, sp.Max, sp.Min, relu, step, clip, softplus, log_cosh)
@@ -162,7 +163,7 @@ class Displaced(Problem):
         parameters, origin, around, fixed = self.parameters, self.origin, self.around[name], self.fixed
         targets, beta, weights = self.targets, self.beta_for(name), self.weights
         made = functions[f"displaced_prepare_{name}__{phase}"](parameters, origin, around, fixed, targets, beta)
-        prepared = tuple(map(self.arranged, made))
+        prepared = laid_out(made)
         update = functions[f"displaced_{name}__{phase}"]
         return lambda state: update(weights, origin, state, around, fixed, prepared, targets, beta)
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from physnet.layout import units
+
 if TYPE_CHECKING:
     from physnet.connections import Linked
 
@@ -64,7 +66,7 @@ def clip(x: Tensor, lo: Tensor | float, hi: Tensor | float) -> Tensor | float:
 
 def total(x: Tensor) -> Tensor:
     """Sum over all units: [rows, *node] -> [rows]."""
-    return x.flatten(1).sum(1)
+    return units(x).sum(1)
 
 
 def spread(beta: Tensor | float, axes: int) -> Tensor | float:

@@ -48,7 +48,75 @@ class Record:
     jumped: Tensor | None = None
 
 
-class EquilibriumPropagation(nn.Module):
+class Engine(nn.Module):
+    """What trains a network: gives batches a loss, and settles inputs into states.
+
+    Arguments:
+        model: the network.
+        seed: of random signs and random initial states.
+
+    Raises:
+        DeclarationError: if the network has no cost.
+    """
+
+    def __init__(self, model: EnergyModel, seed: int = 0) -> None:
+        super().__init__()
+        check_model(model, type(self).__name__)
+        if not model.graph.costs:
+            raise DeclarationError("the graph has no cost", "give the output node one: cost='(x - y)**2/2'")
+        self.model, self.seed, self.batches = model, seed, 0
+        self.last: Record | None = None
+        self.previous: State | None = None  # where `initial: previous` goes on from
+        self.share: Share | None = None  # which rows of the whole batch forward gets, where processes divide it
+
+    def forward(self, *, step: int | None = None, **batch: Tensor) -> Tensor:
+        """The mean cost of a batch, whose backward leaves gradients in `.grad`.
+
+        Arguments:
+            step: number of this batch, from which all that is random is drawn; counted if not given.
+            batch: inputs by node and targets by name, [rows, ...]; class indices stand for one-hot targets.
+        """
+        raise NotImplementedError
+
+    def settle(self, inputs: Mapping[str, Tensor], rows: int | None = None) -> Equilibrium:
+        """The states that the network answers with; `rows` is for networks without inputs."""
+        raise NotImplementedError
+
+    @property
+    def carried(self) -> State:
+        """The states of the last batch, where the next one starts from them."""
+        return {}
+
+    def count(self, step: int | None) -> None:
+        """Note the number of a batch."""
+        self.batches = self.batches + 1 if step is None else step
+
+    def parted(self, batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The inputs and the targets of a batch.
+
+        Raises:
+            ShapeError: for what is neither.
+        """
+        model = self.model
+        unknown = batch.keys() - model.targets.keys() - model.inputs.keys()
+        if unknown:
+            raise ShapeError(
+                f"'{min(unknown)}' is neither an input nor a target",
+                f"inputs: {', '.join(model.inputs)}; targets: {', '.join(model.targets)}",
+            )
+        targets = {name: value for name, value in batch.items() if name in model.targets}
+        return {name: torch.as_tensor(batch[name]) for name in batch if name not in targets}, targets
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles leave out what happened in the last forward."""
+        return {**self.__dict__, "last": None, "previous": None, "share": None}
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> None:
+        """Project constrained parameters after every step of this optimizer."""
+        optimizer.register_step_post_hook(lambda *_: self.model.project_parameters())
+
+
+class EquilibriumPropagation(Engine):
     """Wraps a model: `loss = ep(image=x, target=y); loss.backward()` leaves local gradients in `.grad`.
 
     Arguments:
@@ -76,27 +144,20 @@ class EquilibriumPropagation(nn.Module):
         seed: int = 0,
         watch: int = 20,
     ) -> None:
-        super().__init__()
-        check_model(model, "EquilibriumPropagation")
+        super().__init__(model, seed)
         if isinstance(beta, bool) or not isinstance(beta, int | float):
             raise DeclarationError(Fault(f"beta is {beta!r}, it must be a number", "such as 0.1", ("beta",)))
         if not 0 < beta < float("inf"):
             raise DeclarationError(
                 Fault(f"beta is {beta}, it must be positive", "the protocol chooses the sign of the nudge", ("beta",))
             )
-        if not model.graph.costs:
-            raise DeclarationError("the graph has no cost", "give the output node one: cost='(x - y)**2/2'")
-        self.model, self.beta, self.seed, self.watch = model, float(beta), seed, watch
+        self.beta, self.watch = float(beta), watch
         method = find_method(protocol)
         self.protocol = protocol_of(method)
         self.reference = method if isinstance(method, Reference) else None
         self.relaxation = Relaxation(relaxation) if isinstance(relaxation, str) else relaxation
         nudged = replace(self.relaxation, tolerance=None) if nudged is None else nudged
         self.nudged = Relaxation(nudged) if isinstance(nudged, str) else nudged
-        self.batches = 0
-        self.last: Record | None = None
-        self.previous: State | None = None  # where `initial: previous` goes on from
-        self.share: Share | None = None  # which rows of the whole batch forward gets, where processes divide it
 
     def forward(self, *, step: int | None = None, **batch: Tensor) -> Tensor:
         """Relax all phases of a batch.
@@ -108,17 +169,9 @@ class EquilibriumPropagation(nn.Module):
         Returns:
             The mean cost at the free equilibrium, differentiable once.
         """
-        self.batches = self.batches + 1 if step is None else step
-        model = self.model
-        unknown = batch.keys() - model.targets.keys() - model.inputs.keys()
-        if unknown:
-            raise ShapeError(
-                f"'{min(unknown)}' is neither an input nor a target",
-                f"inputs: {', '.join(model.inputs)}; targets: {', '.join(model.targets)}",
-            )
-        targets = {name: batch.pop(name) for name in list(batch) if name in model.targets}
-        inputs = {name: torch.as_tensor(value) for name, value in batch.items()}
-        leaves = (*inputs.values(), *model.tensors.values())
+        self.count(step)
+        inputs, targets = self.parted(batch)
+        leaves = (*inputs.values(), *self.model.tensors.values())
         return _Equilibrate.apply(self, inputs, targets, torch.is_grad_enabled(), *leaves)  # pyright: ignore
 
     def settle(self, inputs: Mapping[str, Tensor], rows: int | None = None) -> Equilibrium:
@@ -129,13 +182,9 @@ class EquilibriumPropagation(nn.Module):
             start = initial_state(problem, self.relaxation.initial, generator, self.previous, self.share)
             return run(problem, start, self.relaxation)
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Copies and pickles leave out what happened in the last forward."""
-        return {**self.__dict__, "last": None, "previous": None, "share": None}
-
-    def attach(self, optimizer: torch.optim.Optimizer) -> None:
-        """Project constrained parameters after every step of this optimizer."""
-        optimizer.register_step_post_hook(lambda *_: self.model.project_parameters())
+    @property
+    def carried(self) -> State:
+        return self.previous or {} if self.relaxation.initial == "previous" else {}
 
 
 class _Equilibrate(torch.autograd.Function):

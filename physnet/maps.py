@@ -35,7 +35,7 @@ def sweep(problem: Problem, state: Mapping[str, Tensor], push: Push | None = Non
     """One sweep of exact updates over the blocks."""
     new = dict(state)
     for block in problem.blocks:
-        new |= {part.node: _update(problem, part, new, push) for part in block}
+        new |= {part.node: update(problem, part, new, push) for part in block}
     return new
 
 
@@ -44,7 +44,7 @@ def synchronous(problem: Problem, state: Mapping[str, Tensor], push: Push | None
     new = dict(state)
     for node in state:
         for part in problem.model.plan.nodes[node].parts:
-            moved, units = _update(problem, part, state, push), problem.units(part)
+            moved, units = update(problem, part, state, push), problem.units(part)
             new[node] = moved if units is None else torch.where(units, moved, new[node])
     return new
 
@@ -94,7 +94,7 @@ def unheld(problem: Problem, node: str, x: Tensor, force: Tensor) -> Tensor:
     return (~held).to(x.dtype)
 
 
-def _update(problem: Problem, part: Part, state: Mapping[str, Tensor], push: Push | None) -> Tensor:
+def update(problem: Problem, part: Part, state: Mapping[str, Tensor], push: Push | None = None) -> Tensor:
     """The exact update of some units of a node; its others stay.
 
     Closed forms are differentiated as they are. A minimum that Newton's method found moves by  -d(dF/dx) / (d2F/dx2)

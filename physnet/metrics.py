@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from physnet.learning import EquilibriumPropagation
+from physnet.learning import Engine
 from physnet.model import EnergyModel
 from physnet.relaxation import Equilibrium
 
@@ -30,6 +30,7 @@ class Metrics:
         unconverged: share of the samples, in per cent, whose free phase missed its tolerance.
         rate: learning rate of the first group.
         seconds: training time of the epoch, without evaluation.
+        validation_cost, validation_error: on the samples that were held out, where there are any.
     """
 
     epoch: int
@@ -43,6 +44,8 @@ class Metrics:
     unconverged: float
     rate: float
     seconds: float
+    validation_cost: float | None = None
+    validation_error: float | None = None
 
 
 class Tally:
@@ -110,7 +113,7 @@ def hits(model: EnergyModel, states: Mapping[str, Tensor], batch: Mapping[str, T
 
 @torch.no_grad()
 def evaluate(
-    engine: EquilibriumPropagation, data: Mapping[str, Tensor], accelerator: Accelerator | None = None
+    engine: Engine, data: Mapping[str, Tensor], accelerator: Accelerator | None = None
 ) -> tuple[float, float | None]:
     """Mean cost and error in per cent at the free equilibrium; processes take turns at the batches."""
     model, samples = engine.model, len(next(iter(data.values())))

@@ -17,6 +17,7 @@ from physnet.costs import Target
 from physnet.elements import Node
 from physnet.errors import DeclarationError, RelaxationError, ShapeError
 from physnet.graph import EnergyGraph
+from physnet.layout import arranged
 from physnet.lowering import Plan, lower
 from physnet.printing import elementwise
 from physnet.problem import Problem, State
@@ -149,7 +150,7 @@ class EnergyModel(nn.Module):
 
     def _encode(self, name: str, value: Tensor) -> Tensor:
         encoders = self._encoders[name]
-        return torch.cat([encode(value) for encode in encoders], 1) if encoders else value
+        return arranged(torch.cat([encode(value) for encode in encoders], 1) if encoders else value)
 
     def decode_gradient(self, name: str, value: Tensor, gradient: Tensor) -> Tensor:
         """The gradient of an input from that of the clamped state that it was encoded to."""

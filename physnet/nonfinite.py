@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from physnet.errors import TrainingError
-from physnet.learning import EquilibriumPropagation
+from physnet.learning import Engine
 from physnet.model import EnergyModel
 
 
@@ -23,7 +23,7 @@ def all_finite(cost: Tensor, tensors: Iterable[Tensor]) -> tuple[float, bool]:
     return value, math.isfinite(value) and math.isfinite(size)
 
 
-def explain_nonfinite(engine: EquilibriumPropagation, batch: Mapping[str, Tensor], where: str) -> TrainingError | None:
+def explain_nonfinite(engine: Engine, batch: Mapping[str, Tensor], where: str) -> TrainingError | None:
     """Where values first stopped being finite, in the order in which they follow from each other; `None` if nowhere.
 
     Arguments:
@@ -37,7 +37,7 @@ def explain_nonfinite(engine: EquilibriumPropagation, batch: Mapping[str, Tensor
     return TrainingError(f"{where}: {what} not finite: {fix}")
 
 
-def _first(engine: EquilibriumPropagation, batch: Mapping[str, Tensor]) -> tuple[str, str] | None:
+def _first(engine: Engine, batch: Mapping[str, Tensor]) -> tuple[str, str] | None:
     model = engine.model
     for name, value in batch.items():
         if not _finite(value):

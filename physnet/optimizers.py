@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from physnet.errors import DeclarationError, Fault, did_you_mean
+from physnet.errors import DeclarationError, Fault, did_you_mean, located
 from physnet.model import EnergyModel
 
 
@@ -16,23 +16,24 @@ def make_optimizer(model: EnergyModel, declared: Any, rates: Mapping[str, float]
     """A torch optimizer from a name, or {name: {options}}, with learning rates of single tensors.
 
     Raises:
-        DeclarationError: for unknown names, options and tensors.
+        DeclarationError: for unknown names, options and tensors, under the keys `optimizer` and `rates`.
     """
     kinds = {
         name.lower(): kind
         for name, kind in vars(torch.optim).items()
         if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer) and name not in ("Optimizer", "LBFGS")
     }
-    kind, options = _find("optimizer", declared, kinds)
+    kind, options = located(("optimizer",), lambda: _find("optimizer", declared, kinds))
     tensors = {name: value for name, value in model.tensors.items() if value.requires_grad}
     for name, rate in rates.items():
         if name not in tensors:
             hint = did_you_mean(name, tensors)
-            raise DeclarationError(Fault(f"there is no trained tensor '{name}' to give the rate {rate}", hint))
+            message = f"there is no trained tensor '{name}' to give the rate {rate}"
+            raise DeclarationError(Fault(message, hint, ("rates", name), at_key=True))
     rest = [value for name, value in tensors.items() if name not in rates]
     groups: list[dict[str, Any]] = [{"params": rest}] if rest else []
     groups += [{"params": [tensors[name]], "lr": rate} for name, rate in rates.items()]
-    return _construct("optimizer", kind, (groups,), options)
+    return located(("optimizer",), lambda: _construct("optimizer", kind, (groups,), options))
 
 
 def make_scheduler(optimizer: torch.optim.Optimizer, declared: Any, epochs: int) -> Any:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from physnet.simulation import Trajectory
     from physnet.training import Metrics
 
-FREE, NUDGED, TEST = "#1b6ca8", "#c8553d", "#3a7d44"
+FREE, NUDGED, TEST, VALIDATION = "#1b6ca8", "#c8553d", "#3a7d44", "#7d5ba6"
 MAX_SWEEPS, FLOOR = 60, 1e-10
 NODES, UNITS = 4, 40
 """How many nodes, and how many units of each, a picture of a simulation shows."""
@@ -116,7 +116,7 @@ def learning_curve(metrics: Sequence[Metrics], path: str | Path) -> Path:
     figure, axes = _figure(2, "How the network learns")
     epochs = [item.epoch for item in metrics]
     for axis, kind, title in ((axes[0], "cost", "mean cost"), (axes[1], "error", "error in per cent")):
-        for split, color in (("train", FREE), ("test", TEST)):
+        for split, color in (("train", FREE), ("validation", VALIDATION), ("test", TEST)):
             values = [getattr(item, f"{split}_{kind}") for item in metrics]
             if None not in values:
                 axis.plot(epochs, values, color=color, marker=".", label=f"{split} (last: {values[-1]:.3g})")

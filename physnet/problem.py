@@ -1,8 +1,7 @@
 """What integrators work on: the energy of one batch with everything but the free states held fixed.
 
 An integrator sees `energy`, `force`, `project`, `blocks` and `minimise`, and never asks what the energy is made of.
-`docs/architecture.md` sketches how pooled chains, prediction terms and couplings inside a node stand behind the same
-face.
+`docs/architecture.md` sketches how prediction terms stand behind the same face.
 """
 
 from __future__ import annotations
@@ -11,13 +10,14 @@ import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import torch
 from torch import Tensor
 
 from physnet.domains import Domain
 from physnet.errors import RelaxationError
+from physnet.layout import arranged, repeat
 from physnet.lowering import Block, Part
 from physnet.separation import GradientOnly
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from physnet.model import EnergyModel
 
 State = dict[str, Tensor]
+P = TypeVar("P", bound="Problem")
 FLAT = 1e-6
 """Curvatures below this one say nothing about how far a force would carry a unit."""
 
@@ -69,8 +70,6 @@ class Problem:
 
     phases = 1
     """Phases stacked along the rows."""
-    layout = torch.contiguous_format
-    """How states of images are laid out in memory."""
 
     def __init__(
         self,
@@ -107,21 +106,15 @@ class Problem:
             self.parameters,
         )
 
-    def rounded(self, dtype: torch.dtype) -> Problem:
+    def rounded(self: P, dtype: torch.dtype) -> P:
         """The same problem, whose exact updates multiply states by weights of another dtype; states keep theirs.
 
         Everything that is worked out once, energies and forces stay in the full dtype.
         """
         result = copy.copy(self)
         result.__dict__.pop("_minimisers", None)
-        narrow = dtype != self.like.dtype
-        result.weights = self._rounded(dtype) if narrow else self.parameters
-        result.layout = torch.channels_last if narrow else torch.contiguous_format
+        result.weights = self.parameters if dtype == self.like.dtype else self._rounded(dtype)
         return result
-
-    def arranged(self, value: Tensor) -> Tensor:
-        """A state or field, laid out in memory as the products of this problem like it."""
-        return value.contiguous(memory_format=self.layout) if value.dim() == 4 else value
 
     def _rounded(self, dtype: torch.dtype) -> dict[str, Tensor]:
         """The parameters, with the weights of products in another dtype, laid out as products like them."""
@@ -131,8 +124,7 @@ class Problem:
                 name = self.model.plan.ties.get(f"{plan.edge.name}.{key}", f"{plan.edge.name}.{key}")
                 value = weights[name]
                 if value.dim() >= 2:
-                    layout = torch.channels_last if value.dim() == 4 else torch.contiguous_format
-                    weights[name] = value.detach().to(dtype, memory_format=layout)
+                    weights[name] = arranged(value.detach().to(dtype))
         return weights
 
     def rows_of(self, samples: Tensor) -> Tensor:
@@ -175,7 +167,7 @@ class Problem:
         like = self.like
         return self.project(
             {
-                name: torch.zeros((self.rows, *self._shape(name)), dtype=like.dtype, device=like.device)
+                name: arranged(torch.zeros((self.rows, *self._shape(name)), dtype=like.dtype, device=like.device))
                 for name in self.model.free
             }
         )
@@ -184,7 +176,7 @@ class Problem:
         """A random state, drawn from the domain of every node; of a share, the same as it is in the whole batch."""
         rows, kept = (self.rows, slice(None)) if share is None else (share.total, share.rows)
         return {
-            name: self.domain(name).random((rows, *self._shape(name)), generator, self.like)[kept]
+            name: arranged(self.domain(name).random((rows, *self._shape(name)), generator, self.like)[kept])
             for name in self.model.free
         }
 
@@ -273,8 +265,7 @@ class Problem:
         beta = self.beta_for(name)
         functions, fixed, targets = self.model.functions, self.fixed, self.targets
         phase, parameters, weights = self._phase(name), self.parameters, self.weights
-        made = functions[f"prepare_{name}__{phase}"](parameters, fixed, targets, beta)
-        prepared = tuple(map(self.arranged, made))
+        prepared = laid_out(functions[f"prepare_{name}__{phase}"](parameters, fixed, targets, beta))
         update = functions[f"minimise_{name}__{phase}"]
         # through winners that this node decides, a clamped neighbour has a say in every sweep
         seen = {source.neighbour for field in self.model.plan.nodes[name].fields for source in field.live}
@@ -322,9 +313,9 @@ class _ByNode(dict[str, Callable[[Mapping[str, Tensor]], Tensor]]):
         return self[node]
 
 
-def repeat(value: Tensor, phases: int) -> Tensor:
-    """The same rows for every phase."""
-    return value if phases == 1 else value.repeat(phases, *(1,) * (value.dim() - 1))
+def laid_out(prepared: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What an exact update needs, with images laid out like states."""
+    return tuple(arranged(value) if isinstance(value, Tensor) else value for value in prepared)
 
 
 K = TypeVar("K")

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from physnet.errors import DeclarationError, Fault
+from physnet.methods import METHODS, Method
 from physnet.protocols import Protocol, find_protocol
 
 if TYPE_CHECKING:
@@ -66,6 +67,15 @@ REFERENCES: dict[str, Reference] = {
 """References by name. A new one is an entry here."""
 
 
+def find_learning(name: str) -> Protocol | Reference | Method:
+    """What a declaration learns by: the protocol, reference or method of that name.
+
+    Raises:
+        DeclarationError: if there is none, or if its arguments don't fit.
+    """
+    return METHODS[name] if name in METHODS else find_method(name)
+
+
 def find_method(name: str | Protocol | Reference) -> Protocol | Reference:
     """The protocol or the reference of that name.
 
@@ -75,8 +85,11 @@ def find_method(name: str | Protocol | Reference) -> Protocol | Reference:
     if isinstance(name, Protocol | Reference):
         return name
     head = name.partition("(")[0].strip()
+    if head in METHODS:
+        message = f"{name} trains another network than the one that relaxes: it has no phases"
+        raise DeclarationError(Fault(message, "choose a protocol such as centered", ("protocol",), value=name))
     if head not in REFERENCES:
-        return find_protocol(name, REFERENCES)
+        return find_protocol(name, [*REFERENCES, *METHODS])
     reference = REFERENCES[head]
     return reference if head == name.strip() else replace(reference, arguments=_arguments(reference, name))
 

@@ -1,7 +1,8 @@
 """The folder of a run: everything that is needed to repeat it, to go on with it, and to use its result.
 
-`experiment.yaml` (everything resolved), `run.json` (versions, seed, digest), `metrics.jsonl`, `parameters.safetensors`
-(after the last whole epoch) and `checkpoint.safetensors` (the moment from which `--resume` goes on).
+`experiment.yaml` (everything resolved), `run.json` (versions, seed, digest, results), `metrics.jsonl`,
+`parameters.safetensors` (after the last whole epoch), `best.safetensors` (after the epoch that did best on held-out
+samples) and `checkpoint.safetensors` (the moment from which `--resume` goes on).
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ import physnet
 from physnet.checkpoints import write_atomically
 from physnet.declaration import Experiment
 from physnet.errors import DataError, DeclarationError
+from physnet.methods import METHODS
 from physnet.metrics import Metrics
 from physnet.sources import dump_yaml
+from physnet.validation import results
 
 CHANGEABLE = ("epochs", "checkpoint", "tensorboard", "device", "threads")
 """Keys of `train` that may differ when a run is resumed: all others would make it another run."""
@@ -65,6 +68,7 @@ class RunFolder:
         self.header = self.path / "run.json"
         self.metrics = self.path / "metrics.jsonl"
         self.parameters = self.path / "parameters.safetensors"
+        self.best = self.path / "best.safetensors"
         self.checkpoint = self.path / "checkpoint.safetensors"
 
     @property
@@ -110,14 +114,17 @@ class RunFolder:
         }
 
     def write_metrics(self, history: list[Metrics]) -> None:
-        """One line for every epoch."""
+        """One line for every epoch; what the run comes to stands in its header."""
+        header = _read_json(self.header) | {"results": results(history)}
+        write_atomically(self.header, (json.dumps(header, indent=2) + "\n").encode())
         lines = (json.dumps(asdict(metrics)) + "\n" for metrics in history)
         write_atomically(self.metrics, "".join(lines).encode())
 
-    def write_parameters(self, parameters: Mapping[str, Tensor]) -> None:
-        """The trained parameters by name."""
+    def write_parameters(self, parameters: Mapping[str, Tensor], best: bool = False) -> None:
+        """The trained parameters by name; those of the best epoch stay when later ones are written."""
         tensors = {name: value.detach().cpu().contiguous() for name, value in parameters.items()}
-        write_atomically(self.parameters, save(tensors))
+        for path in [self.parameters, *([self.best] if best else [])]:
+            write_atomically(path, save(tensors))
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -128,8 +135,9 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def new_folder(experiment: Experiment, root: str | Path = "runs") -> Path:
-    """A fresh folder name for a run: name, digest and seed, and a number if it was run before."""
-    stem = f"{experiment.graph.name or 'run'}-{experiment.graph.digest[:8]}-seed{experiment.train.seed}"
+    """A fresh folder name for a run: name, digest, method and seed, and a number if it was run before."""
+    method = f"-{experiment.learn.protocol}" if experiment.learn.protocol in METHODS else ""
+    stem = f"{experiment.graph.name or 'run'}-{experiment.graph.digest[:8]}{method}-seed{experiment.train.seed}"
     candidates = (Path(root) / (stem if number == 1 else f"{stem}-{number}") for number in range(1, 10**6))
     return next(path for path in candidates if not path.exists())
 

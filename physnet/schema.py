@@ -51,6 +51,9 @@ _Term = Annotated[
 ]
 _Readout = Annotated[Any, _shown(type="string", description="a connection with its end, such as dense(10)")]
 _Names = Annotated[Any, _shown(type=["string", "array"], description="a name, or a list of names")]
+_Share = Annotated[
+    Any, _shown(type="number", exclusiveMinimum=0, description="a number of samples, or a fraction below 1 of them")
+]
 _Named = Annotated[Any, _shown(type=["string", "object"], description="a name, or {name: {options}}")]
 
 
@@ -102,7 +105,7 @@ class RelaxSchema(NudgedSchema):
 class LearnSchema(_Strict):
     """How gradients are estimated."""
 
-    protocol: str = "centered"
+    protocol: str = Field(default="centered", description="a protocol, a reference, or a method such as backprop")
     beta: float = Field(default=0.1, gt=0)
     nudged: NudgedSchema | None = None
 
@@ -128,6 +131,13 @@ class TrainSchema(_Strict):
     dtype: Literal["float32", "float64"] = "float32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = Field(default=None, ge=1)
+    precision: Literal["float32", "bfloat16"] | None = Field(
+        default=None, description="of the products of backprop methods; default: that of dtype"
+    )
+    validation: _Share = None
+    methods: dict[str, dict[str, Any]] | None = Field(
+        default=None, description="keys of train that are different where learn.protocol has this name"
+    )
     clip: float | None = Field(default=None, gt=0, description="bound on the norm of the whole gradient")
     accumulate: int = Field(default=1, ge=1, description="batches whose gradients make one step of the optimizer")
     checkpoint: CheckpointSchema = Field(default_factory=lambda: CheckpointSchema())

@@ -54,7 +54,7 @@ def simulate(
     from physnet.simulation import Simulation
     from physnet.simulation import simulate as follow
 
-    experiment, model = trainer.experiment, trainer.model
+    experiment, model = trainer.experiment, trainer.energy
     batch = {name: value[:samples] for name, value in trainer.test.items()}
     initial = experiment.relax.initial
     settings = Simulation(duration, initial="zero" if initial == "previous" else initial)
@@ -82,7 +82,7 @@ def simulate(
 def _trainer(file: Path, change: list[str] | None) -> Trainer:
     """The network, trained if a run is given, and its data."""
     if not file.is_dir():
-        experiment = load_experiment(file, changes([*(change or []), "train.dtype=float64"]))
+        experiment = load_experiment(file, changes([*(change or []), "train.dtype=float64", "train.precision=null"]))
         from physnet.training import Trainer
 
         return Trainer(experiment)

@@ -6,7 +6,8 @@ Files are data: tags, duplicate keys and oversized or deeply nested documents ar
 from __future__ import annotations
 
 import stat
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +34,21 @@ class Source:
         lines: its text.
         tree: the parsed document, with positions.
         data: the same as plain dicts and lists.
+        moved: where values stand in the file that were put elsewhere in the data, by their path there.
     """
 
     name: str
     lines: tuple[str, ...]
     tree: Any
     data: Any
+    moved: Mapping[tuple[str, ...], tuple[str, ...]] = field(default_factory=dict)
 
     def locate(self, fault: Fault) -> Fault:
         """The fault with its place in this file: the deepest key of its path that the file holds."""
+        for there, here in self.moved.items():
+            if fault.path[: len(there)] == there:
+                fault = replace(fault, path=(*here, *fault.path[len(there) :]))
+                break
         tree, position, exact = self.tree, (0, 0), True
         for depth, key in enumerate(fault.path, 1):
             found = _position(tree, key, fault.at_key and depth == len(fault.path))

@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from torch import Tensor
 
 from physnet.checkpoints import Checkpoint, optimizer_state, restore_optimizer
 from physnet.errors import RelaxationError, TrainingError
-from physnet.learning import EquilibriumPropagation
+from physnet.learning import Engine
 from physnet.metrics import Tally, hits
 from physnet.nonfinite import all_finite, explain_nonfinite, nonfinite_parameter
 from physnet.problem import Share
@@ -61,7 +62,7 @@ class Steps:
 
     def __init__(
         self,
-        engine: EquilibriumPropagation,
+        engine: Engine,
         optimizer: torch.optim.Optimizer,
         accelerator: Accelerator,
         settings: TrainSchema,
@@ -136,6 +137,12 @@ class Steps:
             return wish
         heard: Any = self.accelerator.reduce(torch.tensor(float(wish), device=self.accelerator.device), "sum")
         return bool(heard)
+
+    def equalise(self) -> None:
+        """Give all processes the buffers of the first: what each of them has seen of the data differs."""
+        if self.accelerator.num_processes > 1:
+            for buffer in self.engine.model.buffers():
+                broadcast(buffer)
 
     # ------------------------------------------------------------------------ one batch
 
@@ -221,10 +228,9 @@ class Steps:
 
     def _whole_previous(self) -> dict[str, Tensor]:
         """The states of the last batch, put together from all processes; nothing where they aren't needed."""
-        accelerator = self.accelerator
-        previous = self.engine.previous if self.engine.relaxation.initial == "previous" else None
-        if previous is None or accelerator.num_processes == 1:
-            return previous or {}
+        accelerator, previous = self.accelerator, self.engine.carried
+        if not previous or accelerator.num_processes == 1:
+            return previous
         share = Share(self.position.rows, accelerator.process_index, accelerator.num_processes)
         whole: dict[str, Tensor] = {}
         for name, value in previous.items():

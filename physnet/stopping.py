@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from physnet.layout import units
 from physnet.problem import Problem
 
 
@@ -54,7 +55,7 @@ class StoppingRule:
 
 
 def _norm(values: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(values if values.dim() == 2 else values.flatten(1), dim=1)
+    return torch.linalg.vector_norm(units(values), dim=1)
 
 
 def _apart(values: Tensor, phases: int) -> Tensor:

@@ -28,7 +28,8 @@ from physnet.checkpoints import Checkpoint, plain
 from physnet.data import Arrays, DataSet, load_data, match
 from physnet.declaration import Experiment, load_experiment
 from physnet.errors import DataError, DeclarationError, RelaxationError, RelaxationWarning, TrainingError
-from physnet.learning import EquilibriumPropagation
+from physnet.learning import Engine, EquilibriumPropagation
+from physnet.methods import METHODS
 from physnet.metrics import Means, Metrics, evaluate
 from physnet.model import EnergyModel, compile_energy
 from physnet.optimizers import make_optimizer, make_scheduler
@@ -37,6 +38,7 @@ from physnet.relaxation import Relaxation, make_integrator
 from physnet.runs import RunFolder, check_run, differences, digest, identity, new_folder
 from physnet.schema import LearnSchema, NudgedSchema, RelaxSchema
 from physnet.steps import Position, Steps
+from physnet.validation import best_epoch, hold_out
 
 
 def relaxation_settings(schema: NudgedSchema) -> Relaxation:
@@ -44,8 +46,12 @@ def relaxation_settings(schema: NudgedSchema) -> Relaxation:
     return Relaxation(**schema.model_dump())
 
 
-def engine(model: EnergyModel, relax: RelaxSchema, learn: LearnSchema, seed: int) -> EquilibriumPropagation:
+def engine(
+    model: EnergyModel, relax: RelaxSchema, learn: LearnSchema, seed: int, precision: str | None = None
+) -> Engine:
     """The learning engine that an experiment declares."""
+    if learn.protocol in METHODS:
+        return METHODS[learn.protocol].make(model, seed, precision)
     return EquilibriumPropagation(
         model,
         learn.beta,
@@ -94,16 +100,21 @@ class Trainer:
         else:
             compiled.initialise(settings.seed)
             model = compiled.to(dtype)
-        self.model = model
         with experiment_faults(experiment, "relax"):
             make_integrator(experiment.relax.integrator, experiment.relax.options)
-        self.engine = engine(model, experiment.relax, experiment.learn, settings.seed)
-        with experiment_faults(experiment, "train", "optimizer"):
-            self.optimizer = make_optimizer(model, settings.optimizer, settings.rates)
+        self._check_precision()
+        with experiment_faults(experiment):
+            self.engine = engine(model, experiment.relax, experiment.learn, settings.seed, settings.precision)
+        self.energy, self.model = model, self.engine.model
+        self._warn_of_buffers()
+        with experiment_faults(experiment, "train"):
+            self.optimizer = make_optimizer(self.model, settings.optimizer, settings.rates)
         with experiment_faults(experiment, "train", "scheduler"):
             self.scheduler = make_scheduler(self.optimizer, settings.scheduler, settings.epochs)
         self.engine.attach(self.optimizer)
-        self.train, self.test = self._on_device(self.data.train, dtype), self._on_device(self.data.test, dtype)
+        kept, held = hold_out(self.data.train, settings.validation, settings.seed, model.targets)
+        self.train, self.test = self._on_device(kept, dtype), self._on_device(self.data.test, dtype)
+        self.validation = self._on_device(held, dtype)
         self.steps = Steps(self.engine, self.optimizer, self.accelerator, settings, self.train, augment, self._wishes)
         self._identity = identity(experiment)
         self.history, self._stopping, self._saved = list[Metrics](), False, time.monotonic()
@@ -121,6 +132,24 @@ class Trainer:
     def _on_device(self, arrays: Arrays, dtype: torch.dtype) -> dict[str, Tensor]:
         tensors = {name: torch.from_numpy(value).to(self.accelerator.device) for name, value in arrays.items()}
         return {name: value.to(dtype) if value.is_floating_point() else value for name, value in tensors.items()}
+
+    def _check_precision(self) -> None:
+        precision, dtype, protocol = self.settings.precision, self.settings.dtype, self.experiment.learn.protocol
+        if precision is not None and protocol not in METHODS:
+            message, fix = f"precision is for {' and '.join(METHODS)}, not for {protocol}", "put it under train.methods"
+        elif precision is not None and dtype != "float32":
+            message, fix = f"products in {precision} and dtype {dtype} don't go together", "use dtype: float32"
+        else:
+            return
+        raise self.experiment.fault(message, fix, "train", "precision")
+
+    def _warn_of_buffers(self) -> None:
+        if self.accelerator.num_processes > 1 and any(True for _ in self.model.buffers()):
+            warnings.warn(
+                f"{self.experiment.learn.protocol}: each process normalises its own share of a batch, so that the "
+                "result isn't that of one process",
+                stacklevel=3,
+            )
 
     def _facts(self) -> dict[str, Any]:
         return {
@@ -169,7 +198,7 @@ class Trainer:
                 self.board.epoch(self.position.steps, metrics)
             if self.folder is not None and self.accelerator.is_main_process:
                 self.folder.write_metrics(self.history)
-                self.folder.write_parameters(self.model.state_dict())
+                self.folder.write_parameters(self.model.state_dict(), best=best_epoch(self.history) is metrics)
             self.save()
             yield metrics
         if self.board is not None:
@@ -199,11 +228,13 @@ class Trainer:
             if self.scheduler is not None:
                 self.scheduler.step()
             self.steps.refuse_nonfinite_parameters()
+            self.steps.equalise()
             test = evaluate(self.engine, self.test, self.accelerator)
+            held = evaluate(self.engine, self.validation, self.accelerator) if self.validation else (None, None)
         train = Means.of(self.steps.tally.gathered(self.accelerator))
         return Metrics(
             position.epoch, train.cost, test[0], train.error, test[1], train.sweeps, train.nudged_sweeps,
-            train.residual, train.unconverged, rate, position.seconds,
+            train.residual, train.unconverged, rate, position.seconds, *held,
         )  # fmt: skip
 
     # ------------------------------------------------------------------------ checkpoints
@@ -261,21 +292,27 @@ def experiment_faults(experiment: Experiment, *path: str) -> Iterator[None]:
 # --------------------------------------------------------------------------- runs
 
 
-def load_run(folder: str | Path) -> Trainer:
+def load_run(folder: str | Path, best: bool = False) -> Trainer:
     """A run that has come through an epoch: its experiment, data and trained parameters.
 
+    Arguments:
+        best: take the parameters of the epoch that did best on held-out samples, not those of the last one.
+
     Raises:
-        DeclarationError: if the folder is not a run.
+        DeclarationError: if the folder is not a run, or nothing was held out.
         DataError: if its parameters are damaged.
     """
     run = RunFolder(folder)
     if not run.parameters.is_file():
         raise DeclarationError(f"{folder} is not a finished run", "give the folder that physnet train printed")
+    parameters = run.best if best else run.parameters
+    if not parameters.is_file():
+        raise DeclarationError(f"{folder} has no best epoch", "train with train.validation, or use the last epoch")
     trainer = Trainer(load_experiment(run.experiment))
     try:
-        trainer.model.load_state_dict(load_file(run.parameters))
+        trainer.model.load_state_dict(load_file(parameters))
     except (SafetensorError, RuntimeError, OSError) as problem:
-        raise DataError(f"{run.parameters} doesn't hold the parameters of {run.experiment}: {problem}") from None
+        raise DataError(f"{parameters} doesn't hold the parameters of {run.experiment}: {problem}") from None
     return trainer
 
 

@@ -3,8 +3,7 @@
     conv(u, w) = windows(u) W,      conv^T(v, w) = sum over windows of (v W^T)
 
 Where images are small and channels many, a convolution spends its time on rearranging the weight, again in every call.
-Here this is done once per weight. Only half precision gains: there a CPU multiplies matrices ten times faster than it
-moves them.
+Here this is done once per weight.
 """
 
 from __future__ import annotations
@@ -59,12 +58,14 @@ class Unfolded:
         return seen.reshape(rows * pixels[0] * pixels[1], -1)
 
     def adjoint(self, v: Tensor, w: Tensor) -> Tensor:
-        """[rows, out channels, *made] -> [rows, *pre], in float32: a pixel is a sum over windows."""
+        """[rows, out channels, *made] -> [rows, *pre], in at least float32, since a pixel is a sum over windows."""
         (high, wide), (down, right), rows = self.padding, self.stride, v.shape[0]
         matrix = self._backward((w,), lambda: w.permute(2, 3, 0, 1).contiguous())
         flat = v.permute(0, 2, 3, 1).reshape(-1, v.shape[1])
         channels, height, width = self.pre
-        image = torch.zeros((rows, height + 2 * high, width + 2 * wide, channels), device=v.device)
+        image = torch.zeros(
+            (rows, height + 2 * high, width + 2 * wide, channels), dtype=torch.promote_types(v.dtype, torch.float32)
+        )
         for y in range(w.shape[2]):
             for x in range(w.shape[3]):
                 seen = image[:, y : y + down * (self.made[0] - 1) + 1 : down]

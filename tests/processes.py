@@ -36,6 +36,7 @@ CASES = {
     "random": ("random_sign", "random", "dtype: float64"),
     "single": ("random_sign", "random", "dtype: float32"),
     "previous": ("random_sign", "previous", "dtype: float64"),
+    "backprop": ("backprop", "zero", "dtype: float64, accumulate: 2, clip: 0.01"),
     "augmented": ("centered", "previous", "dtype: float64, augment: [flip, {crop: {padding: 1}}, rand_augment]"),
     "parts": ("random_sign", "zero", "dtype: float64, accumulate: 2, clip: 0.01"),
 }
@@ -51,7 +52,7 @@ def experiment(case: str, more: str = "threads: 1") -> Any:
 def first_steps(case: str) -> dict[str, Tensor]:
     """The gradient of the first step, the parameters after all, and the sums that metrics are made of."""
     trainer = Trainer(parse_experiment(experiment(case)))
-    trainer.settings.batch = 20 if case != "parts" else 12  # parts: 12 + 8, 12 + 3, 12 + 3, 1
+    trainer.settings.batch = 20 if trainer.settings.accumulate == 1 else 12  # parts: 12 + 8, 12 + 3, 12 + 3, 1
     tensors, result, costs = trainer.model.tensors, dict[str, Tensor](), list[float]()
     for number, rows in enumerate(BATCHES):
         costs.append(trainer.steps.take(rows))
@@ -93,6 +94,17 @@ def spoiled() -> str:
     return "nothing"
 
 
+def normalised() -> dict[str, Any]:
+    """What is said of normalisation in each process, and all tensors after a run, running statistics too."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        declared = experiment("backprop").replace("protocol: backprop", "protocol: backprop_batchnorm")
+        trainer = Trainer(parse_experiment(declared))
+    list(trainer.epochs())
+    tensors = {name: value.double().sum().item() for name, value in trainer.model.state_dict().items()}
+    return {"said": [str(item.message) for item in said], "tensors": tensors}
+
+
 def main() -> None:
     folder = Path(sys.argv[1])
     warnings.simplefilter("ignore", RelaxationWarning)
@@ -100,8 +112,10 @@ def main() -> None:
     rank = Trainer(parse_experiment(experiment("plain"))).accelerator.process_index
     for case in CASES:
         save_file(first_steps(case), folder / f"{case}-{rank}.safetensors")
-    report = {"interrupted": interrupted(folder), "spoiled": spoiled()}
+    report = {"interrupted": interrupted(folder), "normalised": normalised(), "spoiled": spoiled()}
     (folder / f"report-{rank}.json").write_text(json.dumps(report))
+    torch.distributed.barrier()  # a process that leaves while another one still listens may abort
+    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import math
 import re
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -118,6 +119,22 @@ def test_a_convolution_is_the_sum_it_says(
                 group = o // (2 // groups)
                 expected[:, o, y, x] += w[o, c, i, j] * u[:, group * inputs + c, down, across]
     assert torch.allclose(link.apply(u, w), expected)
+
+
+@torch.no_grad()
+@given(IMAGES, CONVOLUTIONS, st.sampled_from([torch.float32, torch.float64]))
+@settings(max_examples=60)
+def test_large_kernels_as_matrix_products_are_the_same_map(pre: Shape, connection: Conv2d, dtype: torch.dtype) -> None:
+    """What is taken for large weights on a CPU, here for small ones."""
+    assume(min(pre[1:]) >= max(connection.window()))
+    link, *tensors = bound(connection, pre, 4)
+    w, u, v = (value.to(dtype) for value in tensors)
+    expected = link.apply(u, w), link.adjoint(v, w)
+    with mock.patch("physnet.convolved.LARGE", 0):
+        found = link.apply(u, w), link.adjoint(v, w)
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == dtype
+        assert torch.allclose(one, other, rtol=1e-4 if dtype == torch.float32 else 1e-10, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [6, 7])

@@ -79,6 +79,13 @@ def test_a_process_that_fails_stops_the_other_one(shared: Path) -> None:
     assert second.startswith("epoch 1, step 1: the input 'image' holds values that are not finite")
 
 
+def test_normalisation_by_process_is_warned_of_and_tensors_stay_the_same(shared: Path) -> None:
+    """Each process has its own mean and variance, but gradients are exchanged: weights don't drift apart."""
+    first, second = (report["normalised"] for report in reports(shared))
+    assert any("each process normalises its own share" in message for message in first["said"])
+    assert first["tensors"] == second["tensors"]
+
+
 def test_the_command_line_speaks_once_and_writes_one_folder(tmp_path: Path) -> None:
     (tmp_path / "shared.yaml").write_text(processes.experiment("plain", "checkpoint: {steps: 2}"))
     done = launch("-m", "physnet.cli", "train", str(tmp_path / "shared.yaml"), "--out", str(tmp_path / "run"))

@@ -54,7 +54,7 @@ def test_the_declaration_reference_is_valid() -> None:
     from physnet.schema import ExperimentSchema, NodeSchema, RelaxSchema, TrainSchema
 
     text = (ROOT / "docs" / "declaration.md").read_text()
-    whole, energy, links, costs, ties, augment = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    whole, energy, links, chains, costs, ties, augment = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
     experiment = parse_experiment(whole.replace("data: digits ", "data: {npz: {file: absent.npz}} "))
     compile_energy(experiment.graph)
     for schema in (ExperimentSchema, NodeSchema, RelaxSchema, TrainSchema):
@@ -67,6 +67,7 @@ def test_the_declaration_reference_is_valid() -> None:
         parse_experiment("energy: xy\nnodes: {image: {shape: 64, role: input}, hidden: {shape: 256}}\n" + links).graph
     )
     compile_energy(parse_experiment(nodes % ("image", "hidden", "deep", "label") + edges + costs).graph)
+    compile_energy(parse_experiment(f"energy: hopfield\n{chains}").graph)
     images = parse_experiment(
         "energy: hopfield\nnodes: {image: {shape: [3, 32, 32], role: input}, a: {shape: 2}}\nedges: [image -> a]\n"
         + augment
@@ -85,6 +86,7 @@ def test_what_contributing_shows_runs_as_one_script(tmp_path: Path) -> None:
     from physnet.data import DATA
     from physnet.domains import NAMED
     from physnet.energy import CATALOGUES
+    from physnet.methods import METHODS
     from physnet.protocols import PROTOCOLS
     from physnet.relaxation import INTEGRATORS
 
@@ -96,7 +98,7 @@ def test_what_contributing_shows_runs_as_one_script(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr
-    registries = (CONNECTIONS, NAMED, INTEGRATORS, PROTOCOLS, CATALOGUES, DATA, AUGMENTATIONS)
+    registries = (CONNECTIONS, NAMED, INTEGRATORS, PROTOCOLS, METHODS, CATALOGUES, DATA, AUGMENTATIONS)
     groups = {registry.group for registry in registries}
     assert set(re.findall(r'entry-points\."(.*?)"', text)) == groups
 
