@@ -45,7 +45,8 @@ class Chain(Connection):
             shapes.append(member.makes(shapes[-1], post[0]))
         return (*shapes, post)
 
-    def check(self, pre: Shape, post: Shape) -> None:
+    def check_members(self) -> None:
+        """Raise `DeclarationError` if these connections don't make a chain, whatever the shapes."""
         if sum(member.weighted for member in self.members) != 1:
             raise DeclarationError(
                 f"exactly one member of a chain has a weight, unlike in {self.declaration()}",
@@ -56,6 +57,9 @@ class Chain(Connection):
                 f"max_pool2d can only be the last of a chain, unlike in {self.declaration()}",
                 "put a node behind it, or use avg_pool2d, which is linear",
             )
+
+    def check(self, pre: Shape, post: Shape) -> None:
+        self.check_members()
         for member, (before, after) in zip(self.members, pairwise(self.shapes(pre, post)), strict=True):
             member.check(before, after)
 
@@ -90,6 +94,16 @@ def parse_connection(declared: object) -> Connection:
     Raises:
         DeclarationError: for unknown names and wrong arguments, with a caret.
     """
+    connection = _read(declared)
+    if isinstance(connection, Chain):
+        connection.check_members()
+    elif connection.selects:
+        fix = "put it behind a connection that has one, such as conv2d(3) >> max_pool2d(2)"
+        raise DeclarationError(f"{connection.declaration()} alone has no weight", fix)
+    return connection
+
+
+def _read(declared: object) -> Connection:
     if isinstance(declared, Connection):
         return declared
     if not isinstance(declared, str):

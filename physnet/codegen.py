@@ -22,8 +22,9 @@ import sympy as sp
 from physnet import scalar
 from physnet.codegen_contrast import ContrastEmitter
 from physnet.codegen_displaced import DisplacedEmitter, clamped_sources
-from physnet.connections import RealLink, Selecting
+from physnet.connections import Linked, RealLink, Selecting
 from physnet.costcode import CostEmitter, split
+from physnet.errors import DeclarationError, Fault
 from physnet.expressions import derivative
 from physnet.external import at_current_state
 from physnet.lowering import (
@@ -78,6 +79,12 @@ def load(plan: Plan, source: str) -> dict[str, Any]:
     graph = plan.graph
     for edge in graph.edges():
         link = edge.connection.bind(graph.node(edge.pre).shape, graph.node(edge.post).shape)
+        if plan.edges[edge.name].separated is None and type(link).pairs is Linked.pairs:
+            message = f"over {edge.connection.declaration()} a coupling must separate into products of pre and post"
+            fault = Fault(
+                message, "use a dense connection, or another coupling", ("edges", f"{edge.pre} -> {edge.post}")
+            )
+            raise DeclarationError(fault)
         namespace[f"{edge.name}_edge"] = link if isinstance(link, Selecting) else RealLink(link)
     for node in graph.nodes():
         namespace[f"{node.name}_domain"] = node.domain

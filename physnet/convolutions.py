@@ -76,6 +76,8 @@ class Conv2d(Spatial):
     def __post_init__(self) -> None:
         for name, least in (("kernel", 1), ("stride", 1), ("padding", 0), ("dilation", 1)):
             pair(name, getattr(self, name), least)
+        if isinstance(self.groups, tuple | list):
+            raise DeclarationError(f"groups is {self.groups!r}", "give one whole number from 1 on")
         pair("groups", self.groups, 1)
 
     def window(self) -> Pair:
@@ -108,7 +110,8 @@ class Conv2d(Spatial):
         from physnet.convolved import ConvLink
 
         settings = {name: pair(name, getattr(self, name), 0) for name in ("stride", "padding", "dilation")}
-        return ConvLink(pre, post, self.window(), settings | {"groups": self.groups})
+        shape = self.weight_shape(pre, post)
+        return ConvLink(pre, post, shape, self.window(), settings | {"groups": self.groups})
 
 
 class Fixed(Spatial):
@@ -205,9 +208,6 @@ class MaxPool2d(_Pool):
         import torch
 
         return torch.nn.functional.max_pool2d(u, self.kernel, self.steps, self.padding)
-
-    def bind(self, pre: Shape, post: Shape) -> Linked:
-        raise DeclarationError("max_pool2d alone has no weight", "write a chain, such as conv2d(3) >> max_pool2d(2)")
 
     def select(self, link: Linked, post: Shape) -> Linked:
         from physnet.convolved import PooledLink

@@ -29,17 +29,20 @@ Map = Callable[[Tensor], Tensor]
 
 
 class ConvLink(Linked):
-    """A convolution and its transpose, which is worked out to the size of pre.
+    """A convolution and its transpose, which is worked out to the size of pre. A scalar weight fills its kernel.
 
     Arguments:
         pre, post: shapes of the nodes.
+        weight: shape of the kernel.
         window: pixels that the kernel spans.
         settings: stride, padding, dilation (pairs) and groups.
     """
 
-    def __init__(self, pre: Shape, post: Shape, window: tuple[int, int], settings: dict[str, Any]) -> None:
+    def __init__(
+        self, pre: Shape, post: Shape, weight: Shape, window: tuple[int, int], settings: dict[str, Any]
+    ) -> None:
         super().__init__(pre, post)
-        self.settings = settings
+        self.weight, self.settings = weight, settings
         sizes = zip(pre[1:], post[1:], settings["stride"], settings["padding"], window, strict=True)
         self.output_padding = tuple(
             size - ((made - 1) * step - 2 * pad + span) for size, made, step, pad, span in sizes
@@ -56,16 +59,21 @@ class ConvLink(Linked):
         unfolded = self._unfolds(w)
         if unfolded is not None and unfolded.pays:
             return unfolded.apply(u, w)
-        return torch.conv2d(u, w, **self.settings)
+        return torch.conv2d(u, self._kernel(w), **self.settings)
 
     def adjoint(self, v: Tensor, w: Tensor) -> Tensor:
         unfolded = self._unfolds(w)
         if unfolded is not None and unfolded.adjoint_pays:
             return unfolded.adjoint(v, w)
-        return torch.nn.functional.conv_transpose2d(v, w, output_padding=self.output_padding, **self.settings)
+        kernel = self._kernel(w)
+        return torch.nn.functional.conv_transpose2d(v, kernel, output_padding=self.output_padding, **self.settings)
+
+    def _kernel(self, w: Tensor) -> Tensor:
+        return w if w.dim() else w.expand(self.weight)
 
     def correlate(self, u: Tensor, v: Tensor, w: Tensor) -> Tensor:
-        return conv2d_weight(u, w.shape, v, **self.settings)  # pyright: ignore[reportArgumentType]
+        found = conv2d_weight(u, self.weight, v, **self.settings)  # pyright: ignore[reportArgumentType]
+        return found if w.dim() else found.sum()
 
 
 class FixedLink(Linked):
@@ -157,7 +165,7 @@ class PooledLink(Selecting):
     def __init__(self, link: Linked, post: Shape, sizes: tuple[list[int], list[int], list[int]]) -> None:
         super().__init__(link.pre, post)
         self.link, self.sizes = RealLink(link), (*sizes, [1, 1])
-        self._here, self._moved, self._shifted = Kept(), Kept(), Kept()
+        self._here, self._moved, self._shifted, self._full = Kept(), Kept(), Kept(), Kept()
 
     # ---------------------------------------------------------------- in states
 
@@ -182,7 +190,9 @@ class PooledLink(Selecting):
         return Windows(values, largest, winners)
 
     def _spread(self, v: Tensor, windows: Windows) -> Tensor:
-        """S^T v: every value at the place of its winner, zero elsewhere."""
+        """S^T v: every value at the place of its winner, zero elsewhere; a clamped v is the same in every phase."""
+        phases = windows.winners.shape[0] // v.shape[0]
+        v = v if phases == 1 else v.repeat(phases, 1, 1, 1)
         return aten.max_pool2d_with_indices_backward(v, windows.values, *self.sizes, False, windows.winners)
 
     # ---------------------------------------------------------------- in displacements
@@ -202,11 +212,13 @@ class PooledLink(Selecting):
             return self._spread(v, new) - self._spread(v, self._old_windows(u, w))
 
         new = self._new_windows(moved, w, u)
-        return self._spread(change, new) + self._shifted((v, u, moved), shifted)
+        return self._spread(change, new) + self._shifted((v, w, moved, u), shifted)
 
     def _old_windows(self, u: Tensor, w: Tensor) -> Windows:
-        full = w.to(u.dtype)  # products of displacements may be in half precision, states may not
-        return self._windows(u, full)
+        if w.dtype == u.dtype:
+            return self._windows(u, w)
+        # products of displacements may be in half precision, states may not
+        return self._windows(u, self._full((w,), lambda: w.to(u.dtype)))
 
     def _new_windows(self, change: Tensor, w: Tensor, u: Tensor) -> Windows:
         def found() -> Windows:

@@ -63,6 +63,11 @@ class Domain(ABC):
         """Whether the domain has a boundary at all, so that projection can change a state."""
         return True
 
+    @property
+    def sign(self) -> int:
+        """1 if no state is negative, -1 if none is positive, else 0."""
+        return 0
+
     def admissible(self, x: Tensor, velocity: Tensor) -> Tensor:
         """The part of a velocity that doesn't lead out of the domain: units at a bound can only move inwards."""
         if not self.edges:
@@ -115,6 +120,10 @@ class Interval(Domain):
     @property
     def edges(self) -> bool:
         return math.isfinite(self.lo) or math.isfinite(self.hi)
+
+    @property
+    def sign(self) -> int:
+        return 1 if self.lo >= 0 else -1 if self.hi <= 0 else 0
 
     def declaration(self) -> Any:
         if not self.edges:
@@ -179,6 +188,11 @@ class Partition(Domain):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Partition, (self.parts,)
+
+    @property
+    def sign(self) -> int:
+        signs = {part.sign for part, _ in self.parts}
+        return signs.pop() if len(signs) == 1 else 0
 
     def counts(self, units: int) -> list[int]:
         fixed = sum(count for _, count in self.parts if count is not None)

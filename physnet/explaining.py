@@ -26,6 +26,7 @@ from physnet.explanation import Case, Explanation, NodeEntry, ParameterEntry, Su
 from physnet.expressions import clip, derivative, symbol
 from physnet.external import at_current_state
 from physnet.graph import EnergyGraph
+from physnet.imagenotes import correlation, members, through
 from physnet.lowering import BETA, Block, NodePlan, Plan, conditional, parameter_slope, roles_of, target_symbol
 from physnet.model import EnergyModel, check_model
 from physnet.protocols import Protocol
@@ -117,7 +118,8 @@ def _node(graph: EnergyGraph, plan: NodePlan) -> NodeEntry:
         fields[pairs], fields[pull] = zip(*roles, strict=True)
         energy, force = energy + pairs, force + pull
     phases = {"free": plan.free} | ({} if plan.cost == 0 else {"nudged": plan.nudged})
-    updates = {phase: _majorised(_update(solver, node, table), plan, phase) for phase, solver in phases.items()}
+    holds = any(edge.connection.selects and edge.pre == node.name for edge in graph.edges())
+    updates = {phase: _majorised(_update(solver, node, table), plan, phase, holds) for phase, solver in phases.items()}
     return NodeEntry(
         name=node.name,
         shape=node.shape,
@@ -129,11 +131,14 @@ def _node(graph: EnergyGraph, plan: NodePlan) -> NodeEntry:
     )
 
 
-def _majorised(update: Update, plan: NodePlan, phase: str) -> Update:
-    """The update as it is called where a bound stands for part of the cost."""
-    if not plan.external or phase == "free" or not update.cases:
+def _majorised(update: Update, plan: NodePlan, phase: str, holds: bool) -> Update:
+    """The update as it is called where a bound stands for part of the energy: of the cost, or with winners held."""
+    costs = bool(plan.external) and phase != "free"
+    if not (costs or holds) or not update.cases:
         return update
-    return replace(update, kind="majorised" if update.kind == "exact" else f"majorised, {update.kind}", note=NOTE)
+    kind = "majorised (winners held)" if holds else "majorised"
+    kind = kind if update.kind == "exact" else f"{kind}, {update.kind}"
+    return replace(update, kind=kind, note=NOTE if costs else update.note)
 
 
 def _fields(graph: EnergyGraph, plan: NodePlan) -> tuple[Names, dict[sp.Symbol, tuple[Sum, ...]]]:
@@ -167,10 +172,18 @@ def _nudge(graph: EnergyGraph, node: Node) -> Names:
 
 
 def _influence(edge: Edge, adjoint: bool, kernel: sp.Expr, function: sp.Expr, neighbour: str) -> Sum:
-    """sum_j kernel_ij function(neighbour_j), as unit i sees it."""
+    """sum_j kernel_ij function(neighbour_j), as unit i sees it; between images, the maps that it passes."""
+    if members(edge.connection):
+        value = _renamed(function, {X: sp.Symbol(neighbour)})
+        return Sum("", through(edge.connection, adjoint, _renamed(kernel, _whole(edge)), value))
     index = "" if isinstance(edge.connection, Identity) else "j"
     there = {X: sp.Symbol(f"{neighbour}[{index or 'i'}]")}
     return Sum(index, _renamed(kernel, _pair(edge, adjoint)) * _renamed(function, there))
+
+
+def _whole(edge: Edge) -> Names:
+    """The parameters of an edge, without indices."""
+    return {symbol(key): sp.Symbol(f"{edge.name}.{key}") for key in edge.parameters}
 
 
 def _pair(edge: Edge, adjoint: bool = False) -> Names:
@@ -302,6 +315,9 @@ def _rule(model: EnergyModel, owner: str, key: str, shape: tuple[int, ...]) -> t
     else:
         edge = graph.edge(owner)
         slope = derivative(edge.term, symbol(key))
+        if members(edge.connection):
+            local = _renamed(correlation(plan.edges[owner], key), _whole(edge))
+            return slope, sp.Symbol(f"{owner}.{key}"), Sum("k" if spec.shape == "scalar" else "", local)
         alike = isinstance(edge.connection, Identity)
         table = _pair(edge) | {
             PRE: sp.Symbol(f"{edge.pre}[{'i' if alike else 'j'}]"),

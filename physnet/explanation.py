@@ -249,6 +249,9 @@ class _Latex(LatexPrinter):
     def _print_step(self, expr: Any, exp: str | None = None) -> str:
         return self._power(rf"\Theta\left({self._print(expr.args[0])}\right)", exp)
 
+    def _hprint_Function(self, func: str) -> str:
+        return rf"\operatorname{{{_escaped(func)}}}" if "_" in func else super()._hprint_Function(func)
+
     @staticmethod
     def _power(base: str, exp: str | None) -> str:
         return base if exp is None else rf"\left({base}\right)^{{{exp}}}"

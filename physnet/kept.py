@@ -15,27 +15,38 @@ T = TypeVar("T")
 class Kept:
     """The last result of a function of tensors, kept until one of them is gone or has changed.
 
-    Tensors are told apart as objects, which costs nothing; where gradients are recorded nothing is kept.
+    Tensors are told apart as objects, which costs nothing; where gradients are recorded nothing is kept. A change
+    through `.data`, which torch doesn't count, goes unnoticed, as it does in `EnergyModel.check_constraints`.
     """
 
     def __init__(self) -> None:
-        self.seen: tuple[tuple[weakref.ref[Tensor], int], ...] = ()
-        self.value: Any = None
+        # what it was made of, the result, and what tells whether either has been written to
+        self.last: tuple[tuple[weakref.ref[Tensor], ...], Any, tuple[Any, ...]] | None = None
 
     def __call__(self, arguments: tuple[Tensor, ...], make: Callable[[], T]) -> T:
-        if any(item.is_inference() or (torch.is_grad_enabled() and item.requires_grad) for item in arguments):
-            return make()
-        if len(self.seen) == len(arguments) and all(
-            seen() is item and version == item._version
-            for (seen, version), item in zip(self.seen, arguments, strict=True)
+        if torch.is_inference_mode_enabled() or any(
+            item.is_inference() or (torch.is_grad_enabled() and item.requires_grad) for item in arguments
         ):
-            return self.value
-        self.seen, self.value = (), None
-        value = make()  # what it makes may be let go of before this returns, but not by the caller
-        self.seen, self.value = tuple((weakref.ref(item, self.forget), item._version) for item in arguments), value
+            return make()
+        last = self.last  # read once: another thread may work with the same model
+        if last is not None:
+            seen, value, written = last
+            same = len(seen) == len(arguments) and all(a() is b for a, b in zip(seen, arguments, strict=True))
+            if same and written == _written(arguments, value):
+                return value
+        self.last = last = None  # its memory may serve for the new result
+        value = make()
+        self.last = tuple(weakref.ref(item, self.forget) for item in arguments), value, _written(arguments, value)
         return value
 
     def forget(self, gone: object) -> None:
         """Let go of the result of tensors that nobody holds any more."""
-        if any(seen is gone for seen, _ in self.seen):
-            self.seen, self.value = (), None
+        last = self.last
+        if last is not None and any(seen is gone for seen in last[0]):
+            self.last = None
+
+
+def _written(arguments: tuple[Tensor, ...], value: Any) -> tuple[Any, ...]:
+    """Where tensors are and how often they have been written to; results, too, as they are handed out."""
+    made = (value,) if isinstance(value, Tensor) else value
+    return tuple((item.data_ptr(), item._version) for item in (*arguments, *made))

@@ -171,13 +171,29 @@ class Plan:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What a user should know about the cost of this energy."""
-        return tuple(
+        """What a user should know about this energy."""
+        slow = (
             f"the coupling {plan.edge.term} of '{plan.edge.name}' doesn't separate into products of pre and post: "
             "each evaluation broadcasts over all pairs of units, for every sample"
             for plan in self.edges.values()
             if plan.separated is None
         )
+        return (*slow, *(_rising(plan.edge) for plan in self.edges.values() if self._may_rise(plan)))
+
+    def _may_rise(self, plan: EdgePlan) -> bool:
+        """Whether winners that are held are no upper bound:  -v max(z) <= -v z[winner]  only where v >= 0."""
+        if not (plan.selects and plan.separated):
+            return False
+        pre, post = self.graph.node(plan.edge.pre), self.graph.node(plan.edge.post)
+        return pre.free and post.free and not plan.only.number * post.domain.sign < 0
+
+
+def _rising(edge: Edge) -> str:
+    return (
+        f"the coupling {edge.term} of '{edge.name}' takes maxima, and '{edge.post}' may have the sign with which they "
+        f"raise the energy: an update of '{edge.pre}', which holds the winners, may then raise it, too; give "
+        f"'{edge.post}' a domain of one sign, such as nonnegative, or use avg_pool2d"
+    )
 
 
 def conditional(term: sp.Expr, cost: sp.Expr, fields: Iterable[Field]) -> sp.Expr:

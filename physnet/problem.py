@@ -1,8 +1,7 @@
 """What integrators work on: the energy of one batch with everything but the free states held fixed.
 
 An integrator sees `energy`, `force`, `project`, `blocks` and `minimise`, and never asks what the energy is made of.
-`docs/architecture.md` sketches how pooled chains, prediction terms and couplings inside a node stand behind the same
-face.
+`docs/architecture.md` sketches how prediction terms stand behind the same face.
 """
 
 from __future__ import annotations
@@ -268,6 +267,11 @@ class Problem:
         phase, parameters, weights = self._phase(name), self.parameters, self.weights
         prepared = laid_out(functions[f"prepare_{name}__{phase}"](parameters, fixed, targets, beta))
         update = functions[f"minimise_{name}__{phase}"]
+        # through winners that this node decides, a clamped neighbour has a say in every sweep
+        seen = {source.neighbour for field in self.model.plan.nodes[name].fields for source in field.live}
+        held = {neighbour: self.clamped[neighbour] for neighbour in seen & self.clamped.keys()}
+        if held:
+            return lambda state: update(weights, {**held, **state}, fixed, prepared, targets, beta)
         return lambda state: update(weights, state, fixed, prepared, targets, beta)
 
     def refuse_gradient_only(self, name: str) -> NoReturn:

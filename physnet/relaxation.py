@@ -12,7 +12,8 @@ import importlib
 import inspect
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -265,9 +266,16 @@ def free_start(
     return problem, problem.project(state)
 
 
-def full_precision(device: torch.device) -> torch.autocast:
-    """A context without autocast: states, fields and contrasts are never in half precision."""
-    return torch.autocast(device.type, enabled=False)
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """A context without autocast, and without TF32, which cuDNN takes for convolutions by default: states, fields and
+    contrasts are never in reduced precision."""
+    before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 def initial_state(

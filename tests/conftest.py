@@ -15,7 +15,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 # where tensors are; not the modules that judge declarations, since tests hand them wrong types on purpose, nor the
 # symbolic ones, since beartype can't read annotations made of SymPy's classes
 CHECKED = (
-    "augmenting branches connections contrast displaced domains functions gdu implicit integrators learning maps model "
+    "augmenting branches connections contrast convolved displaced domains functions gdu implicit integrators kept "
+    "learning maps model "
     "problem protocols randomness references relaxation scalar simulation stable stopping unrolled"
 )
 install_import_hook([f"physnet.{name}" for name in CHECKED.split()], "typechecking.check")
@@ -43,3 +44,9 @@ def float64() -> Iterator[None]:
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(before)
+
+
+@pytest.fixture(scope="session", params=["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Every device that is there, one after the other."""
+    return torch.device(request.param)

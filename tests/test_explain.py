@@ -8,6 +8,7 @@ import re
 import pytest
 import sympy as sp
 import torch
+from images import conv_hopfield
 from matplotlib.mathtext import MathTextParser
 from rich.console import Console
 
@@ -17,6 +18,7 @@ from physnet.explanation import Explanation, NodeEntry
 from physnet.expressions import clip, parse, symbol
 from physnet.graph import EnergyGraph
 from physnet.learning import EquilibriumPropagation, gradients
+from physnet.lowering import lower
 from physnet.model import EnergyModel, compile_energy
 
 CATALOGUE = ["hopfield", "hopfield-smooth", "resistive", "xy"]
@@ -247,3 +249,80 @@ def test_indices_are_not_markup() -> None:
     explanation, output = explain(network("hopfield")), io.StringIO()
     Console(file=output, width=1000).print(explanation)
     assert "[-hidden_1[i]*image[j]]" in output.getvalue()
+
+
+def test_images_are_explained_by_the_maps_that_a_signal_passes() -> None:
+    """Forward, backward through the winners, and what correlates at both ends of a weight."""
+    explanation = explain(compile_energy(conv_hopfield()))
+    text = explanation.text
+    assert shown(node(explanation, "c2"), explanation, "with") == [
+        "h = max_pool2d(conv2d(c1, conv2.w)) + conv2d_transposed(max_pool2d_transposed(c3), conv3.w)"
+    ]
+    assert shown(node(explanation, "c2"), explanation, "update") == [
+        "x <- clip(b + h, 0, 1)  (majorised (winners held))"
+    ]
+    assert shown(node(explanation, "c4"), explanation, "update") == ["x <- clip(b + h, 0, 1)  (exact)"]
+    assert "dL/d conv2.w = 1/(2*beta) * [-correlate(c1, max_pool2d_transposed(c2))] from -beta to beta" in text
+    assert "dL/d c2.b[c] = 1/(2*beta) * [sum_(i in c) -c2[i]]" in text
+    assert "majorised (winners held)" in explanation.latex
+    assert r"\operatorname{max\_pool2d}{\left(\operatorname{conv2d}" in explanation.latex
+    for equation in explanation.equations.values():
+        for row in re.findall(r"&=? ?(.*?)(?: \\\\)?$", equation, re.MULTILINE):
+            MathTextParser("path").parse(f"${row}$".replace(r"\text", r"\mathrm").replace(r"\quad", r"\ "))
+
+
+@pytest.mark.usefixtures("float64")
+def test_the_rule_that_is_shown_for_a_pooled_weight_is_its_contrast() -> None:
+    """correlate and max_pool2d_transposed, taken from torch, at the states of both phases."""
+    model = compile_energy(conv_hopfield(), 1)
+    ep = EquilibriumPropagation(model, 0.1)
+    found = gradients(ep, image=torch.rand(2, 3, 16, 16), target=torch.tensor([0, 1]))["conv2.w"]
+    assert ep.last is not None
+    assert ep.last.nudged is not None
+    expected = torch.zeros_like(found)
+    for phase, beta in enumerate(ep.last.betas):
+        c1, c2 = (ep.last.nudged[name].unflatten(0, (2, 2))[phase].detach() for name in ("c1", "c2"))
+        w = model.tensors["conv2.w"].detach().requires_grad_()
+        energy = -(c2 * torch.nn.functional.max_pool2d(torch.conv2d(c1, w, padding=1), 2)).sum(0)
+        expected += torch.autograd.grad(energy.sum() / 2, w)[0] / (2 * complex(beta).real)
+    assert torch.allclose(expected, found, rtol=1e-6, atol=1e-12)
+
+
+def test_several_products_and_fixed_maps_between_images_are_explained() -> None:
+    graph = EnergyGraph("resistive").input("image", (2, 4, 4)).output("out", (3, 2, 2), cost="(x - y)**2/2")
+    explanation = explain(compile_energy(graph.couple("image", "out", "avg_pool2d(2) >> conv2d(1)", name="edge")))
+    assert "h1 = conv2d(avg_pool2d(1), edge.g)" in explanation.text
+    assert "correlate(avg_pool2d(1), out**2)/2 - correlate(avg_pool2d(image), out) + corr" in explanation.text
+    assert "correlate(avg_pool2d(image**2), 1)/2" in explanation.text
+    graph = EnergyGraph("hopfield").input("image", (2, 4, 4)).output("out", (2, 8, 8), cost="(x - y)**2/2")
+    explanation = explain(compile_energy(graph.couple("image", "out", "upsample(2)", name="edge")))
+    assert "h = edge.w*upsample(image)" in explanation.text
+
+
+@pytest.mark.parametrize(
+    ("domain", "sign", "warned"),
+    [
+        ("real", -1, True),
+        ([-1, 1], -1, True),
+        (["nonnegative", "nonpositive"], -1, True),
+        ("nonnegative", -1, False),
+        ([0, 6], -1, False),
+        ("nonnegative", 1, True),
+        ("nonpositive", 1, False),
+    ],
+)
+def test_maxima_that_may_raise_the_energy_are_warned_of(domain: object, sign: int, warned: bool) -> None:
+    """Held winners bound -v max(z) from above for v >= 0, and v max(z) for v <= 0."""
+    graph = EnergyGraph("hopfield").input("image", (2, 4, 4)).state("c1", (2, 4, 4))
+    graph.state("c2", (2, 2, 2), domain=domain)
+    graph.couple("image", "c1", "conv2d(3, padding=1) >> max_pool2d(1)")
+    graph.couple("c1", "c2", "conv2d(3, padding=1) >> max_pool2d(2)", name="pooled", term=f"{sign}*w*pre*post")
+    graph.output("label", 3, cost="(x - y)**2/2").couple("c2", "label")
+    plan = lower(graph)
+    messages = [message for message in plan.warnings if "'pooled' takes maxima" in message]
+    assert len(messages) == warned
+    assert len(plan.warnings) == len(messages)
+    if messages:
+        with pytest.warns(UserWarning, match="updates? of 'c1', which holds the winners"):
+            explanation = explain(compile_energy(graph))
+        assert "warning: the coupling" in explanation.text

@@ -34,10 +34,11 @@ def learner(model: EnergyModel, beta: float = 0.1, protocol: str = "centered", s
 
 
 @cache
-def estimate(name: str, beta: float, protocol: str) -> Gradients:
+def estimate(name: str, beta: float, protocol: str, device: str = "cpu") -> Gradients:
     """The gradient of the standard network; worked out once, since several tests compare it."""
     x, y = batch()
-    return gradients(learner(catalogue_model(name), beta, protocol), image=x, target=y)
+    found = gradients(learner(catalogue_model(name).to(device), beta, protocol), image=x, target=y)
+    return {key: value.cpu() for key, value in found.items()}
 
 
 def error(found: Tensor, exact: Tensor) -> float:
@@ -83,8 +84,8 @@ def test_no_unit_meets_or_leaves_a_bound(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ENTRIES)
-def test_centered_estimate_points_along_the_implicit_gradient(name: str) -> None:
-    exact, found = estimate(name, 0.1, "implicit"), estimate(name, 0.01, "centered")
+def test_centered_estimate_points_along_the_implicit_gradient(device: torch.device, name: str) -> None:
+    exact, found = estimate(name, 0.1, "implicit"), estimate(name, 0.01, "centered", str(device))
     for key, value in exact.items():
         assert value.norm() > 1e-6, key
         cosine = float((value * found[key]).sum() / (value.norm() * found[key].norm()))

@@ -51,23 +51,22 @@ def test_integrators_meet(name: str, nudge: float | None) -> None:
 
 
 @pytest.mark.parametrize("method", ["bosh3", "adaptive_heun", "dopri8"])
-def test_methods_of_flow_meet(method: str) -> None:
-    model = catalogue_model("hopfield-smooth")
+def test_methods_of_flow_meet(device: torch.device, method: str) -> None:
+    model = catalogue_model("hopfield-smooth").to(device)
     x, _ = batch()
     flow = relax(model, Relaxation("flow", options={"method": method}), image=x)
     assert distance(model, flow, relax(model, "blocks", image=x)) < 1e-6
 
 
 @pytest.mark.parametrize("name", ENTRIES)
-def test_the_equilibrium_is_a_minimum(name: str) -> None:
+def test_the_equilibrium_is_a_minimum(device: torch.device, name: str) -> None:
     """Small random moves inside the domains never lower the energy."""
-    model = catalogue_model(name)
+    model = catalogue_model(name).to(device)
     result = relax(model, TIGHT, image=batch()[0])
     generator = torch.Generator().manual_seed(0)
     for size in (1e-3, 1e-1):
-        moved = {
-            key: value + size * torch.randn(value.shape, generator=generator) for key, value in result.states.items()
-        }
+        draws = {key: torch.randn(value.shape, generator=generator) for key, value in result.states.items()}
+        moved = {key: value + size * draws[key].to(device) for key, value in result.states.items()}
         assert (result.problem.energy(result.problem.project(moved)) >= result.energy - 1e-12).all()
 
 

@@ -54,8 +54,8 @@ def test_the_seed_matters() -> None:
     assert not torch.equal(first.model.tensors["hidden.b"], other.model.tensors["hidden.b"])
 
 
-def test_training_learns_the_digits() -> None:
-    history = list(Trainer(experiment()).epochs())
+def test_training_learns_the_digits(device: torch.device) -> None:
+    history = list(Trainer(experiment(more=f"device: {device}")).epochs())
     assert history[-1].train_cost < history[0].train_cost
     errors = [m.test_error for m in history]
     assert errors[-1] is not None
