@@ -171,7 +171,7 @@ def show(results: list[Result]) -> None:
     """Print the table, and what belongs to single cases."""
     table = Table(title="one training step, one thread, float32")
     for title in COLUMNS:
-        table.add_column(title, justify="right" if title else "left")
+        table.add_column(title, justify="right" if title else "left", no_wrap=not title)
     for result in results:
         table.add_row(*(write(result) for write in COLUMNS.values()))
     console = Console(width=160)
