@@ -4,7 +4,7 @@ BIN := .venv/bin
 MODULES := $(filter-out %.__init__ %.__main__,$(subst /,.,$(basename $(wildcard physnet/*.py physnet/integrators/*.py))))
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-all lint bench docs wheel clean
+.PHONY: demo test test-all lint bench bench-all profile docs wheel clean
 
 demo: .venv/installed
 	$(BIN)/physnet train examples/digits_hopfield.yaml
@@ -23,6 +23,12 @@ lint: .venv/developing
 
 bench: .venv/installed
 	$(BIN)/python benchmarks/run.py
+
+bench-all: .venv/installed
+	$(BIN)/python benchmarks/run.py --all
+
+profile: .venv/installed
+	$(BIN)/python benchmarks/profile_step.py
 
 docs: .venv/developing
 	$(BIN)/pdoc physnet $(MODULES) --output-directory build/docs

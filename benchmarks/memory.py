@@ -1,6 +1,6 @@
 """Peak memory of one training step against pure inference, as the number of sweeps grows.
 
-    python benchmarks/memory.py            the table, and docs/memory.png
+    python benchmarks/memory.py [dense | convolutional | residual]      tables, and the pictures in docs/
 
 Equilibrium propagation keeps equilibria and no history, so that its peak doesn't depend on the number of sweeps;
 backpropagation through K sweeps keeps them all. Counted is what torch's allocator hands out during a call, on top of
@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import argparse
 import gc
-import itertools
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import torch
+from architectures import conv_hopfield, dense_net, hopfield_resnet13
 from torch import Tensor
 
 from physnet import (
@@ -33,7 +34,7 @@ from physnet import (
 
 REPEATS = 3
 SWEEPS = (5, 10, 20, 40, 80)
-PICTURE = Path(__file__).parent.parent / "docs" / "memory.png"
+DOCS = Path(__file__).parent.parent / "docs"
 
 
 @dataclass(frozen=True)
@@ -74,24 +75,12 @@ def _peak_of_one(call: Callable[[], object]) -> int:
     return highest
 
 
-def dense_net(shapes: Iterable[int] = (784, 1024, 10)) -> EnergyModel:
-    """A dense Hopfield network, weak enough for any number of sweeps."""
-    image, *hidden, label = shapes
-    graph = EnergyGraph("hopfield").input("image", image)
-    names = ["image", *(f"h{index}" for index in range(len(hidden))), "label"]
-    for name, units in zip(names[1:-1], hidden, strict=True):
-        graph.state(name, units)
-    graph.output("label", label, cost="(x - y)**2/2")
-    for pre, post in itertools.pairwise(names):
-        graph.couple(pre, post, parameters={"w": {"gain": 0.5}})
-    return compile_energy(graph)
-
-
 def measure(model: EnergyModel, x: Tensor, y: Tensor, sweeps: Iterable[int] = SWEEPS) -> list[Peak]:
     """Inference, one step of equilibrium propagation and one of truncated backpropagation, for each number of sweeps.
 
     A tolerance that nothing meets makes every phase take exactly that many.
     """
+    inputs = {next(iter(model.inputs)): x}
     resident = sum(value.nbytes for value in model.parameters()) + x.nbytes + y.nbytes
     peaks = []
     for count in sweeps:
@@ -102,52 +91,89 @@ def measure(model: EnergyModel, x: Tensor, y: Tensor, sweeps: Iterable[int] = SW
         )
 
         def forget(ep: EquilibriumPropagation) -> None:
-            gradients(ep, image=x, target=y)
+            gradients(ep, **inputs, target=y)
             ep.last = None
 
-        calls = (lambda e=exact: relax(model, e, image=x), lambda c=centered: forget(c), lambda t=truncated: forget(t))
+        calls = (lambda e=exact: relax(model, e, **inputs), lambda c=centered: forget(c), lambda t=truncated: forget(t))
         peaks.append(Peak(count, *(resident + peak_bytes(call) for call in calls)))
     return peaks
 
 
-def draw(peaks: list[Peak], title: str, path: Path) -> None:
-    """Megabytes over sweeps."""
+def draw(peaks: Mapping[str, list[Peak]], path: Path) -> None:
+    """Megabytes over sweeps, one panel for each network."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5, 3.2), layout="constrained")
-    axes = figure.add_subplot()
-    for field, label, style in (
-        ("truncated", "truncated backprop, K sweeps", "s--"),
-        ("propagation", "equilibrium propagation", "o-"),
-        ("inference", "inference", "^:"),
-    ):
-        axes.plot([p.sweeps for p in peaks], [getattr(p, field) / 1e6 for p in peaks], style, label=label)
-    axes.set(xlabel="sweeps per phase", ylabel="peak memory (MB)", title=title)
-    axes.set_ylim(bottom=0)
-    axes.legend(frameon=False)
+    figure = Figure(figsize=(4.4 * len(peaks) + 0.6, 3.2), layout="constrained")
+    for axes, (title, rows) in zip(figure.subplots(1, len(peaks), squeeze=False)[0], peaks.items(), strict=True):
+        for field, label, style in (
+            ("truncated", "truncated backprop, K sweeps", "s--"),
+            ("propagation", "equilibrium propagation", "o-"),
+            ("inference", "inference", "^:"),
+        ):
+            axes.plot([p.sweeps for p in rows], [getattr(p, field) / 1e6 for p in rows], style, label=label)
+        axes.set(xlabel="sweeps per phase", ylabel="peak memory (MB)", title=title)
+        axes.set_ylim(bottom=0)
+        axes.legend(frameon=False)
     figure.savefig(path, dpi=80)
+
+
+def table(title: str, peaks: list[Peak]) -> None:
+    """Print the megabytes."""
+    print(f"{title}, MB\n\n| sweeps | inference | EP | of inference | TBP |\n|---|---|---|---|---|")
+    for p in peaks:
+        values = [p.inference / 1e6, p.propagation / 1e6, p.propagation / p.inference, p.truncated / 1e6]
+        print(f"| {p.sweeps} | " + " | ".join(f"{value:.1f}" for value in values) + " |")
+    print()
+
+
+NETWORKS: dict[str, tuple[Callable[[], EnergyGraph], int, str, Iterable[int]]] = {
+    "dense": (
+        lambda: dense_net("hopfield", (784, 1024, 1024, 10), 0.5),
+        256,
+        "Hopfield 784-1024-1024-10, batch 256",
+        SWEEPS,
+    ),
+    "convolutional": (
+        lambda: conv_hopfield((32, 64, 128, 128)),
+        16,
+        "conv-hopfield-5, widths / 4, batch 16",
+        SWEEPS[:-1],
+    ),
+    "residual": (
+        lambda: hopfield_resnet13((16, 32, 64, 64)),
+        16,
+        "hopfield-resnet13, widths / 8, batch 16",
+        SWEEPS[:-1],
+    ),
+}
+"""Graph, batch, title and numbers of sweeps."""
+PICTURES = {"memory.png": ("dense",), "memory_convolutional.png": ("convolutional", "residual")}
+
+
+def sample(graph: EnergyGraph, rows: int) -> tuple[Tensor, Tensor]:
+    """Random pixels and classes for the only input and the only output."""
+    shapes = {node.role: node.shape for node in graph.nodes() if node.role != "state"}
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(rows, *shapes["input"], generator=generator), torch.arange(rows) % prod(shapes["output"])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--picture", type=Path, default=PICTURE)
+    parser.add_argument("networks", nargs="*", choices=[*NETWORKS, []], help="by default all of them")
+    parser.add_argument("--folder", type=Path, default=DOCS, help="where pictures go")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)  # gradients through 80 sweeps vanish, and denormal numbers are slow
-    shapes = (784, 1024, 1024, 10)
-    generator = torch.Generator().manual_seed(0)
-    x, y = torch.rand(arguments.batch, shapes[0], generator=generator), torch.arange(arguments.batch) % shapes[-1]
     warnings.simplefilter("ignore", RelaxationWarning)  # nobody meets the tolerance, on purpose
-    peaks = measure(dense_net(shapes), x, y)
-    print(
-        f"{'-'.join(map(str, shapes))}, batch {arguments.batch}, MB\n\n| sweeps | inference | EP | of inference | TBP |"
-    )
-    print("|---|---|---|---|---|")
-    for p in peaks:
-        values = [p.inference / 1e6, p.propagation / 1e6, p.propagation / p.inference, p.truncated / 1e6]
-        print(f"| {p.sweeps} | " + " | ".join(f"{value:.1f}" for value in values) + " |")
-    draw(peaks, f"Hopfield {'-'.join(map(str, shapes))}, batch {arguments.batch}", arguments.picture)
+    for picture, names in PICTURES.items():
+        panels: dict[str, list[Peak]] = {}
+        for name in (name for name in names if name in (arguments.networks or NETWORKS)):
+            make, batch, title, sweeps = NETWORKS[name]
+            graph = make()
+            panels[title] = measure(compile_energy(graph), *sample(graph, batch), sweeps)
+            table(title, panels[title])
+        if len(panels) == len(names):
+            draw(panels, arguments.folder / picture)
 
 
 if __name__ == "__main__":

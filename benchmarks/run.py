@@ -1,52 +1,32 @@
-"""Speed and accuracy of one training step, on one thread: `make bench`.
+"""Speed and accuracy of one training step, on one thread: `make bench`, and `make bench-all` with the slow cases.
 
 A step of equilibrium propagation is timed against a step of plain backpropagation: forward, backward and SGD update of
 a net with the same weights, batch and threads, medians of interleaved runs. Its gradient is compared with the one that
-the same protocol gives at the converged equilibrium in float64. The floor is what the products and the update alone
-cost.
+the same protocol gives at the converged equilibrium in float64; where there are several equilibria, at the one that the
+run's own free state goes on to. The floor is what the bare products of the sweeps, the contrast and the update cost.
+
+    python benchmarks/run.py --case hopfield-resnet13 --relax omega=1.6 --nudged tolerance=0.02
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from statistics import median
 
 import torch
+from cases import CASES, Case
+from judging import Judgement, Reference, digest, energies, in_float64, judge, kept
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from timing import backprop_step, floor, interleaved, several
+from torch import Tensor
 
-from physnet import EnergyGraph, EquilibriumPropagation, compile_energy, gradients
-from physnet.checking import cosine
-from physnet.data import load_data
-from physnet.errors import DataError
+from physnet import EnergyModel, EquilibriumPropagation, compile_energy, gradients
 
-ROUNDS, WARM_UP, TRAINING_STEPS = 60, 5, 500
-
-
-@dataclass(frozen=True)
-class Case:
-    """One network: its energy, widths, batch and learning settings."""
-
-    name: str
-    energy: str
-    encode: list[str] | None
-    batch: int
-    beta: float
-    rate: float
-    gain: float
-    widths: tuple[int, int, int] = (784, 1024, 10)
-
-
-CASES = (
-    Case("hopfield-784-1024-10", "hopfield", None, batch=16, beta=0.2, rate=0.05, gain=0.7),
-    Case("resistive-784-1024-10", "resistive", ["480*x", "-480*x"], batch=4, beta=1.0, rate=0.006, gain=1.0),
-)
+WARM_UP = 5
 
 
 @dataclass
@@ -55,155 +35,174 @@ class Result:
 
     name: str
     ratio_to_backprop: float
+    ratio_to_half: float
+    ratio_of_floor: float
     worst_cosine: float
     whole_cosine: float
-    worst_cosine_to_implicit: float
     sweeps: float
     nudged_sweeps: float
-    backprop_ms: float
+    slowest: tuple[int, int]
     step_ms: float
-    ratio_of_floor: float
+    backprop_ms: float
+    half_backprop_ms: float
+    floor_ms: float
+    published: str
     data: str
+    cosines: dict[str, float] = field(default_factory=dict)
+    distance: float = 0.0
+    reference_residual: tuple[float, float] = (0.0, 0.0)
+    worst_cosine_to_implicit: float | None = None
+    energy: dict[str, float] = field(default_factory=dict)
+    settings: dict[str, str] = field(default_factory=dict)
 
 
-def build(case: Case) -> EnergyGraph:
-    """The network of a case."""
-    graph = EnergyGraph(case.energy, case.name)
-    inputs, hidden, outputs = case.widths
-    graph.input("image", inputs, encode=case.encode).state("hidden", hidden).output(
-        "label", outputs, cost="(x - y)**2/2"
-    )
-    weight = next(name for name, spec in graph.energy.parameters.items() if spec.on == "edge")
-    for pre, post in (("image", "hidden"), ("hidden", "label")):
-        graph.couple(pre, post, "dense", parameters={weight: {"gain": case.gain}})
-    return graph
+class Step:
+    """One training step of a case.
+
+    Arguments:
+        case: what is trained.
+        model: its compiled energy.
+    """
+
+    def __init__(self, case: Case, model: EnergyModel) -> None:
+        self.case, self.model = case, model
+        self.ep = EquilibriumPropagation(model, case.beta, relaxation=case.relaxation, nudged=case.nudged)
+        self.optimizer = torch.optim.SGD(model.parameters(), lr=case.rate)
+        self.ep.attach(self.optimizer)
+
+    def __call__(self, batch: dict[str, Tensor]) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        self.ep(**batch).backward()
+        self.optimizer.step()
+
+    def stand_still(self) -> None:
+        """From now on steps do all the work and leave the network where it is."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = 1e-9
 
 
-def samples() -> tuple[Tensor, Tensor, str]:
-    """28 x 28 pictures: Fashion-MNIST where it is installed, else scikit-learn's digits, enlarged."""
-    try:
-        data = load_data({"fashion_mnist": {"limit": 10_000}})
-        return torch.from_numpy(data.train["x"]), torch.from_numpy(data.train["y"]), "fashion_mnist"
-    except DataError:
-        data = load_data("digits")
-        small = torch.from_numpy(data.train["x"]).view(-1, 1, 8, 8)
-        return nn.functional.interpolate(small, size=28).flatten(1), torch.from_numpy(data.train["y"]), "digits"
+def measure(case: Case) -> Result:
+    """Train for a while, then judge the gradient of a step and time it."""
+    x, y, data = case.samples()
+    model = compile_energy(case.graph(), seed=1)
+    step, batch = Step(case, model), case.batch
+    for number in range(case.training):
+        index = torch.arange(number * batch, (number + 1) * batch) % len(x)
+        step(case.batches(x[index], y[index]))
+    shown = case.batches(x[-batch:], y[-batch:])
+    result = judged(step, shown, data)
+    return timed_against_backprop(step, shown, result)
 
 
-def interleaved(actions: list[Callable[[], object]]) -> list[float]:
-    """The median time of each action in milliseconds, run in turn."""
-    times: list[list[float]] = [[] for _ in actions]
-    for round_number in range(WARM_UP + ROUNDS):
-        for action, record in zip(actions, times, strict=True):
-            began = time.perf_counter()
-            action()
-            if round_number >= WARM_UP:
-                record.append(1e3 * (time.perf_counter() - began))
-    return [median(record) for record in times]
-
-
-def backprop_step(inputs: Tensor, classes: Tensor, widths: tuple[int, int, int], rate: float) -> Callable[[], None]:
-    """One step of plain backprop on a net whose weights have the shapes of the energy's."""
-    net = nn.Sequential(nn.Linear(inputs.shape[1], widths[1]), nn.Hardtanh(0, 1), nn.Linear(widths[1], widths[2]))
-    optimizer = torch.optim.SGD(net.parameters(), lr=rate)
-    targets = nn.functional.one_hot(classes, widths[2]).float()
-
-    def step() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        loss = (net(inputs) - targets).square().sum(1).mean() / 2
-        loss.backward()
-        optimizer.step()
-
-    return step
-
-
-def floor_step(inputs: Tensor, width: int) -> Callable[[], None]:
-    """The arithmetic that no method can do without: one product forward, one for the gradient, and the update."""
-    weight, state = torch.rand(width, inputs.shape[1]), torch.rand(inputs.shape[0], width)
-
-    def step() -> None:
-        inputs @ weight.T
-        weight.add_(state.T @ inputs, alpha=-1e-9)
-
-    return step
-
-
-def measure(case: Case, pictures: Tensor, classes: Tensor, data: str) -> Result:
-    """Train for a while, then time a step and judge its gradient."""
-    graph, batch = build(case), case.batch
-    model = compile_energy(graph, seed=1)
-    ep = EquilibriumPropagation(model, case.beta)
-    optimizer = torch.optim.SGD(model.parameters(), lr=case.rate)
-    ep.attach(optimizer)
-
-    def step(x: Tensor, y: Tensor) -> None:
-        optimizer.zero_grad(set_to_none=True)
-        ep(image=x, target=y).backward()
-        optimizer.step()
-
-    for number in range(TRAINING_STEPS):
-        index = torch.arange(number * batch, (number + 1) * batch) % len(pictures)
-        step(pictures[index], classes[index])
-    x, y = pictures[-batch:], classes[-batch:]
-    judged = judge(case, graph, ep, x, y)
-    for group in optimizer.param_groups:
-        group["lr"] = 1e-9  # the timed steps do all the work and leave the network where it is
-    encoded = model.encode({"image": x})["image"]
-    backprop, energy, floor = interleaved(
-        [backprop_step(encoded, y, case.widths, 1e-9), lambda: step(x, y), floor_step(encoded, case.widths[1])]
-    )
-    return Result(case.name, energy / backprop, *judged, backprop, energy, energy / floor, data)
-
-
-def judge(case: Case, graph: EnergyGraph, ep: EquilibriumPropagation, x: Tensor, y: Tensor) -> tuple[float, ...]:
-    """Worst cosine over tensors and cosine of the whole gradient to float64 at the same beta, worst cosine to the
-    implicit gradient, and the mean sweeps of both phases."""
-    found = gradients(ep, image=x, target=y)
+def judged(step: Step, batch: dict[str, Tensor], data: str) -> Result:
+    """The gradient against float64."""
+    case, model, ep = step.case, step.model, step.ep
+    found = gradients(ep, **batch)
     assert ep.last is not None and ep.last.nudged is not None
-    sweeps, nudged = ep.last.free.sweeps.double().mean(), ep.last.nudged.sweeps.double().mean()
-    exact = compile_energy(graph).double()
-    exact.load_state_dict(ep.model.state_dict())
-    reference = gradients(EquilibriumPropagation(exact, case.beta), image=x, target=y)
-    worst = min(cosine(found[name], reference[name]) for name in found)
-    whole = cosine(*(torch.cat([g[name].double().flatten() for name in found]) for g in (found, reference)))
-    implicit = gradients(EquilibriumPropagation(exact, case.beta, "implicit"), image=x, target=y)
-    biased = min(cosine(found[name], implicit[name]) for name in found)
-    return worst, whole, biased, float(sweeps), float(nudged)
+    free, nudged = ep.last.free, ep.last.nudged
+    start = free.states if case.continues else None
+    name = digest(model, batch, case.beta, case.continues)
+    reference = kept(lambda: case.reference(model, batch, start), name, start)
+    cosines: Judgement = judge(found, reference.gradients)
+    result = Result(
+        case.name, 0, 0, 0, cosines.worst, cosines.whole, float(free.sweeps.double().mean()),
+        float(nudged.sweeps.double().mean()), (int(free.sweeps.max()), int(nudged.sweeps.max())), 0, 0, 0, 0,
+        case.published, data, cosines.tensors, reference.distance(free.states), reference.residual,
+        settings={"relaxation": str(case.relaxation), "nudged": str(case.nudged)},
+    )  # fmt: skip
+    if case.energies:
+        result.energy = compared_energies(case, model, batch, reference)
+    if not case.slow:  # solves linear systems, which takes minutes for large nets
+        implicit = gradients(EquilibriumPropagation(in_float64(model), case.beta, "implicit"), **batch)
+        result.worst_cosine_to_implicit = judge(found, implicit).worst
+    return result
+
+
+def compared_energies(
+    case: Case, model: EnergyModel, batch: dict[str, Tensor], reference: Reference
+) -> dict[str, float]:
+    """Mean energies per sample after 20 sweeps of ours and 120 of the published schedule, above the equilibrium, and
+    how far both are from it."""
+    inputs = {name: value for name, value in batch.items() if name != "target"}
+    result = {"equilibrium": float(reference.energy.mean())}
+    for name, (energy, states) in energies(model, case.relaxation, inputs).items():
+        result[name] = float((energy - reference.energy).mean())
+        result[f"{name}, distance"] = reference.distance(states)
+    return result
+
+
+def timed_against_backprop(step: Step, batch: dict[str, Tensor], result: Result) -> Result:
+    """Fill in the times."""
+    case, model = step.case, step.model
+    step.stand_still()
+    node = next(iter(model.inputs))
+    encoded = model.encode({node: batch[node]})[node]
+    actions: list[Callable[[], object]] = [
+        several(backprop_step(case.twin(), encoded, batch["target"], half=half), case.backprops)
+        for half in (False, True)
+    ]
+    times = interleaved([*actions, lambda: step(batch)], case.rounds, 0 if case.slow else WARM_UP)
+    result.backprop_ms, result.half_backprop_ms = (time / case.backprops for time in times[:2])
+    result.step_ms = times[2]
+    result.floor_ms = floor(model, len(encoded), result.sweeps, result.nudged_sweeps)
+    result.ratio_to_backprop = result.step_ms / result.backprop_ms
+    result.ratio_to_half = result.step_ms / result.half_backprop_ms
+    result.ratio_of_floor = result.step_ms / result.floor_ms
+    return result
+
+
+COLUMNS: dict[str, Callable[[Result], str]] = {
+    "": lambda r: r.name,
+    "backprop steps": lambda r: f"{r.ratio_to_backprop:.2f}",
+    "bf16 ones": lambda r: f"{r.ratio_to_half:.2f}",
+    "authors' code": lambda r: r.published,
+    "of the floor": lambda r: f"{r.ratio_of_floor:.2f}",
+    "worst cosine": lambda r: f"{r.worst_cosine:.6f}",
+    "whole cosine": lambda r: f"{r.whole_cosine:.6f}",
+    "to implicit": lambda r: "" if r.worst_cosine_to_implicit is None else f"{r.worst_cosine_to_implicit:.4f}",
+    "sweeps": lambda r: f"{r.sweeps:.1f}",
+    "nudged": lambda r: f"{r.nudged_sweeps:.1f}",
+    "ms": lambda r: f"{r.step_ms:.2f}",
+    "backprop ms": lambda r: f"{r.backprop_ms:.2f}",
+}
+
+
+def show(results: list[Result]) -> None:
+    """Print the table, and what belongs to single cases."""
+    table = Table(title="one training step, one thread, float32")
+    for title in COLUMNS:
+        table.add_column(title, justify="right" if title else "left", no_wrap=not title)
+    for result in results:
+        table.add_row(*(write(result) for write in COLUMNS.values()))
+    console = Console(width=160)
+    console.print(table)
+    for result in results:
+        low = {name: value for name, value in result.cosines.items() if value < 0.999}
+        if low:
+            console.print(f"{result.name}: cosines below .999:", ", ".join(f"{n} {v:.4f}" for n, v in low.items()))
+        if result.energy:
+            written = ", ".join(f"{name} {value:.4g}" for name, value in result.energy.items())
+            console.print(f"{result.name}: energy above equilibrium, 20 sweeps of ours, 120 published: {written}")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("build/bench.json"))
-    parser.add_argument("--case", action="append", help="only these cases")
+    parser.add_argument("--case", action="append", choices=[case.name for case in CASES], help="only these cases")
+    parser.add_argument("--all", action="store_true", help="slow cases, too: a few minutes each")
+    parser.add_argument("--cold", action="store_true", help="all references start from zero, as the run itself does")
+    parser.add_argument("--relax", action="append", default=[], metavar="KEY=VALUE", help="setting of free phases")
+    parser.add_argument("--nudged", action="append", default=[], metavar="KEY=VALUE", help="setting of nudged phases")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    pictures, classes, data = samples()
-    chosen = [case for case in CASES if not options.case or case.name in options.case]
-    results = [measure(case, pictures, classes, data) for case in chosen]
+    chosen = [case for case in CASES if (case.name in options.case if options.case else options.all or not case.slow)]
+    chosen = [case.with_settings(options.relax, options.nudged) for case in chosen]
+    if options.cold:
+        chosen = [replace(case, continues=False) for case in chosen]
+    results = [measure(case) for case in chosen]
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps([asdict(result) for result in results], indent=2) + "\n")
-    table = Table(title=f"one training step, one thread, float32, after {TRAINING_STEPS} steps on {data}")
-    titles = (
-        "",
-        "backprop steps",
-        "of the floor",
-        "worst cosine",
-        "whole cosine",
-        "to implicit",
-        "sweeps",
-        "nudged",
-        "ms",
-        "backprop ms",
-    )
-    for title in titles:
-        table.add_column(title, justify="right" if title else "left")
-    for r in results:
-        table.add_row(
-            r.name, f"{r.ratio_to_backprop:.2f}", f"{r.ratio_of_floor:.2f}", f"{r.worst_cosine:.6f}",
-            f"{r.whole_cosine:.6f}", f"{r.worst_cosine_to_implicit:.4f}", f"{r.sweeps:.1f}", f"{r.nudged_sweeps:.1f}",
-            f"{r.step_ms:.2f}", f"{r.backprop_ms:.2f}",
-        )  # fmt: skip
-    Console(width=150).print(table)
+    show(results)
     print(options.out)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,10 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
-from memory import dense_net, measure, peak_bytes
+from architectures import conv_hopfield, dense_net, hopfield_resnet13
+from memory import measure, peak_bytes, sample
+
+from physnet import compile_energy
 
 MB = 2**20
 
@@ -28,15 +32,23 @@ def test_the_peak_is_that_of_the_tensors_alive_at_once() -> None:
     del before
 
 
+NETWORKS = {
+    "dense": (lambda: dense_net("hopfield", (32, 48, 48, 10), 0.5), 64, (4, 16, 32)),
+    "convolutional": (lambda: conv_hopfield((8, 16, 16, 16)), 2, (3, 9)),
+    "residual": (lambda: hopfield_resnet13((8, 16, 16, 16)), 2, (3, 9)),
+}
+
+
 @pytest.mark.filterwarnings("ignore::physnet.errors.RelaxationWarning")
-def test_memory_does_not_depend_on_the_number_of_sweeps() -> None:
+@pytest.mark.parametrize("name", NETWORKS)
+def test_memory_does_not_depend_on_the_number_of_sweeps(name: str) -> None:
     """At most five times that of inference; backpropagation through K sweeps keeps at least one state for each."""
-    rows, shapes, sweeps = 64, (32, 48, 48, 10), (4, 16, 32)
-    x, y = torch.rand(rows, shapes[0]), torch.arange(rows) % shapes[-1]
-    peaks = measure(dense_net(shapes), x, y, sweeps)
+    make, rows, sweeps = NETWORKS[name]
+    graph = make()
+    peaks = measure(compile_energy(graph), *sample(graph, rows), sweeps)
     inference, propagation, truncated = np.array([[p.inference, p.propagation, p.truncated] for p in peaks]).T
     assert inference[-1] <= 1.3 * inference[0]  # samples that have settled leave the batch, sooner or later
     assert propagation[-1] <= 1.3 * propagation[0]
     assert (propagation <= 5 * inference).all()
     growth = (truncated[-1] - truncated[0]) / (sweeps[-1] - sweeps[0])
-    assert growth >= rows * sum(shapes[1:]) * x.element_size()
+    assert growth >= 4 * rows * sum(prod(node.shape) for node in graph.nodes() if node.free)

@@ -1,0 +1,145 @@
+"""What is measured: one network each, with its batch, its settings, and what its gradient is held against."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import yaml
+from architectures import ResidualTwin, conv_hopfield, conv_twin, dense_net, dense_twin, hopfield_resnet13
+from judging import Reference, equilibrium_reference
+from pictures import Samples, clothes, smooth
+from torch import Tensor, nn
+
+from physnet import EnergyGraph, EnergyModel, Relaxation
+
+CONVERGED = Relaxation(tolerance=1e-8, max_sweeps=400), Relaxation(tolerance=1e-5, max_sweeps=200)
+"""Far beyond what float32 can tell apart."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One network.
+
+    Arguments:
+        graph, twin: the energy, and a plain net whose weights have the same shapes.
+        samples: what it is shown.
+        batch: samples per step.
+        beta: the nudge.
+        published: backprop steps that the code of the authors takes, measured in the same way.
+        training: steps at `rate` before anything is measured.
+        rounds, backprops: how often the step is timed, and how many backprop steps for each time.
+        continues: whether the reference goes on from the free state that was found: where there are several equilibria,
+            as with max-pooling, neighbours that differ by .2 % can have gradients that hardly resemble each other.
+        energies: whether to compare energies with those that the published schedule reaches.
+        relaxation, nudged: how phases relax.
+    """
+
+    name: str
+    graph: Callable[[], EnergyGraph]
+    twin: Callable[[], nn.Module]
+    samples: Callable[[], Samples]
+    batch: int
+    beta: float
+    published: str
+    rate: float = 0.0
+    training: int = 0
+    rounds: int = 60
+    backprops: int = 1
+    slow: bool = False
+    continues: bool = False
+    energies: bool = False
+    relaxation: Relaxation = field(default_factory=Relaxation)
+    nudged: Relaxation | None = None
+
+    def with_settings(self, relax: list[str], nudged: list[str]) -> Case:
+        """The same case with some settings of its phases changed, each given as `key=value`."""
+        free = changed(self.relaxation, relax)
+        base = self.nudged or replace(free, tolerance=None)
+        return replace(self, relaxation=free, nudged=changed(base, nudged))
+
+    def batches(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        """A batch by the names that the graph gives to inputs and targets."""
+        node = next(node.name for node in self.graph().nodes() if not node.free)
+        return {node: x, "target": y}
+
+    def reference(self, model: EnergyModel, batch: dict[str, Tensor], start: dict[str, Tensor] | None) -> Reference:
+        """The gradient that is right."""
+        free, nudged = CONVERGED
+        if start is not None:
+            free = replace(free, initial="previous")
+        return equilibrium_reference(model, self.beta, batch, free, nudged, start)
+
+
+def changed(relaxation: Relaxation, settings: list[str]) -> Relaxation:
+    """Settings by name; what `Relaxation` doesn't know is an option of the integrator, by default `blocks`.
+
+    Raises:
+        ValueError: for what isn't `key=value`.
+    """
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals:
+            raise ValueError(f"{setting!r} is not a setting; write key=value, such as tolerance=1e-3")
+        value: Any = yaml.safe_load(text)
+        value = float(value) if isinstance(value, str) and text[:1].isdigit() else value  # YAML reads 1e-3 as a word
+        if key in relaxation.__dataclass_fields__:
+            relaxation = replace(relaxation, **{key: value})
+        else:
+            name = "blocks" if relaxation.integrator == "auto" else relaxation.integrator
+            relaxation = replace(relaxation, integrator=name, options={**relaxation.options, key: value})
+    return relaxation
+
+
+CASES = (
+    Case(
+        "hopfield-784-1024-10",
+        lambda: dense_net("hopfield", (784, 1024, 10), 0.7),
+        lambda: dense_twin((784, 1024, 10)),
+        clothes,
+        batch=16,
+        beta=0.2,
+        published="25",
+        rate=0.05,
+        training=500,
+    ),
+    Case(
+        "resistive-784-1024-10",
+        lambda: dense_net("resistive", (784, 1024, 10), 1.0, encode=["480*x", "-480*x"]),
+        lambda: dense_twin((1568, 1024, 10)),
+        clothes,
+        batch=4,
+        beta=1.0,
+        published="12.5",
+        rate=0.006,
+        training=500,
+    ),
+    Case(
+        "conv-hopfield-5",
+        conv_hopfield,
+        conv_twin,
+        smooth,
+        batch=16,
+        beta=0.1,
+        published="88-123",
+        rounds=3,
+        backprops=7,
+        slow=True,
+        continues=True,
+    ),
+    Case(
+        "hopfield-resnet13",
+        hopfield_resnet13,
+        ResidualTwin,
+        smooth,
+        batch=16,
+        beta=0.1,
+        published="138-151",
+        rounds=3,
+        backprops=9,
+        slow=True,
+        continues=True,
+        energies=True,
+    ),
+)
