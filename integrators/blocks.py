@@ -4,19 +4,26 @@
 
 A block is a set of units that don't interact, so that each of them has a scalar energy of its own, which is minimised
 in closed form. With 1 <= omega < 2 a quadratic or sinusoidal energy of a unit can't rise, since the state ends no
-farther from the minimum than it began, on the other side; units with any other energy are not over-relaxed. omega = 1
-until a slow mode shows; then the omega that is best for that mode (D. M. Young, 1954: 2/(1 + sqrt(1 - q)) where plain
-sweeps decay by q). Source: arXiv 2312.15103 (asynchronous updates), arXiv 2402.11674 (resistive).
+farther from the minimum than it began, on the other side; units with any other energy are not over-relaxed. Where an
+edge takes maxima, the energy of a unit with the winners as they are is a quadratic that lies above the true one and
+touches it, so that the true one can't rise either (where post >= 0).
+
+omega begins with the best value for a chain as deep as the network (`chain_omega`); when a slow mode shows it becomes
+the one that is best for that mode (D. M. Young, 1954: 2/(1 + sqrt(1 - q)) where plain sweeps decay by q).
+Source: arXiv 2312.15103 (asynchronous updates), arXiv 2402.11674 (resistive).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from physnet.displaced import Displaced
 from physnet.errors import DeclarationError, Fault
 from physnet.problem import Problem, State
 from physnet.relaxation import Equilibrium, Integrator, StoppingRule, integrator
@@ -27,17 +34,23 @@ SLOWEST = 0.999
 SLOWEST_PLAIN = 0.99
 """Slowest decay of plain sweeps that over-relaxation is chosen for: 1.82. A rate is measured among transients that look
 slower than they are, and of too much over-relaxation the decay doesn't tell; `omega` can be given."""
-SAVING = 6
-"""Sweeps that must lie ahead for it to pay that samples leave: to set up a smaller batch costs about two."""
+SAVING = 3
+"""Sweeps of the whole batch that must be saved for it to pay that samples leave: to set up a smaller one costs two."""
 GUESS = 0.99
 """The decay that is taken for granted before one has been measured."""
 PATIENCE = 10
 """Sweeps still to come from which on it pays to over-relax."""
 
 TINY = np.finfo(np.float64).tiny
-Numbers = np.ndarray
+RESOLVED = 1e-6
+"""The smallest relative change of an energy that tells of progress."""
 STUCK = 60
 """Sweeps without progress after which over-relaxation is given up."""
+SCHEDULES = ("coloured", "parity")
+PRODUCTS = {None: None, "float32": None, "bfloat16": torch.bfloat16}
+
+Numbers = np.ndarray
+Sweep = Callable[[Problem, State, float, StoppingRule | None], Tensor | None]
 
 
 @integrator
@@ -45,18 +58,40 @@ class Blocks(Integrator):
     """Sweeps over the blocks until no unit of a sample would move any more.
 
     Arguments:
-        omega: over-relaxation in [1, 2); `None` finds it from the decay of the residual.
+        omega: over-relaxation in [1, 2); `None` finds it from the depth of the network and the decay of the residual.
+        schedule: `coloured` (blocks of units that don't interact), or `parity`, for comparison: the first, third, ...
+            free node in the order of the signal, then the others, all of a half at once from the same state and never
+            over-relaxed (arXiv 2312.15103, 2509.26003). Where nodes of one half interact, as they do along skip edges,
+            its energy may rise.
+        products: dtype in which weights and states are multiplied, `float32` or `bfloat16`; states keep theirs. In
+            half precision a state comes within its resolution of the equilibrium and goes the rest of the way in full
+            precision; displacements of nudged phases don't need to.
+
+    Raises:
+        DeclarationError: for an omega outside of [1, 2), an unknown schedule, dtype, or an omega along with `parity`.
     """
 
     name = "blocks"
     idea = "every unit has an exact update, given the others"
 
-    def __init__(self, omega: float | None = None) -> None:
+    def __init__(self, omega: float | None = None, schedule: str = "coloured", products: str | None = None) -> None:
         if omega is not None and not 1 <= omega < 2:
             raise DeclarationError(
                 Fault(f"omega is {omega}, outside of [1, 2)", "1 is plain descent; leave it out", ("options", "omega"))
             )
-        self.omega = omega
+        if schedule not in SCHEDULES:
+            raise DeclarationError(
+                Fault(f"unknown schedule {schedule!r}", f"use {' or '.join(SCHEDULES)}", ("options", "schedule"))
+            )
+        if schedule == "parity" and omega is not None:
+            raise DeclarationError(
+                Fault("parity sweeps are never over-relaxed", "leave omega out", ("options", "omega"), at_key=True)
+            )
+        if products not in PRODUCTS:
+            known = " or ".join(filter(None, PRODUCTS))
+            raise DeclarationError(Fault(f"unknown dtype {products!r}", f"use {known}", ("options", "products")))
+        self.products = PRODUCTS[products]
+        self.omega, self.sweep = omega, _sweep if schedule == "coloured" else _parity_sweep
 
     @classmethod
     def refusal(cls, problem: Problem) -> str | None:
@@ -67,15 +102,28 @@ class Blocks(Integrator):
         return None
 
     def relax(self, problem: Problem, state: State, rule: StoppingRule) -> Equilibrium:
+        if self.products is None or self.products == problem.like.dtype:
+            return self._settle(problem, state, rule)
+        rounded = problem.rounded(self.products)
+        rough = self._settle(rounded, state, StoppingRule(rounded, rule.tolerance, rule.max_sweeps))
+        if isinstance(problem, Displaced):
+            return replace(rough, problem=problem)
+        fine = self._settle(problem, rough.states, rule)
+        return replace(fine, sweeps=rough.sweeps + fine.sweeps)
+
+    def _settle(self, problem: Problem, state: State, rule: StoppingRule) -> Equilibrium:
         report, active, state = _Report(), problem, dict(state)
-        progress = _Progress(rule.tolerance, problem, self.omega)
+        plain = self.sweep is not _sweep or not any(stretchable(problem, node) for node in state)
+        progress = _Progress(rule.tolerance, problem, 1.0 if plain else self.omega)
         for sweep in range(1, rule.max_sweeps + 1):
             checked = sweep == progress.next_check or sweep == rule.max_sweeps
-            residual = _sweep(active, state, progress.omega, rule if checked else None)
+            residual = self.sweep(active, state, progress.omega, rule if checked else None)
             if residual is None:
                 continue
             if progress.arrived(sweep, residual):
                 break
+            if progress.stuck(sweep):
+                progress.judge(sweep, float(active.energy(state).real.sum()))
             if progress.few_left:
                 report.note(state, progress)
                 samples = torch.from_numpy(progress.moving()).to(problem.like.device)
@@ -91,20 +139,48 @@ class Blocks(Integrator):
         return Equilibrium(report.states, residual, sweeps, settled, self.name, problem)
 
 
+def stretchable(problem: Problem, node: str) -> bool:
+    """Whether the step of a node may be stretched.
+
+    Not where the energy of a unit is neither quadratic nor sinusoidal. Nor in a nudged phase in which winners can
+    change: a unit that overshoots can become one, and a winner is held by what it wins. The phase then settles on
+    another branch than that of the free state, and the gradient is wrong.
+    """
+    if isinstance(problem.solver(node), Scalar):
+        return False
+    plan = problem.model.plan
+    chosen = any(edge.selects and edge.edge.pre in plan.nodes for edge in plan.edges.values())
+    return not (chosen and isinstance(problem, Displaced))
+
+
 def _sweep(problem: Problem, state: State, omega: float, rule: StoppingRule | None) -> Tensor | None:
     """Update every block of `state` in place; with a rule, measure the residual of every sample."""
     residual = None
     for block in problem.blocks:
         for node, new in problem.minimise(block, state).items():
-            old = state[node]
-            if omega != 1 and not isinstance(problem.solver(node), Scalar):
-                domain = problem.domain(node)
+            if omega != 1 and stretchable(problem, node):
+                domain, old = problem.domain(node), state[node]
                 new = domain.project(domain.between(old, new, omega))
-            if rule is not None:
-                step = rule.of_samples(node, old, new)
-                residual = step if residual is None else torch.maximum(residual, step)
-            state[node] = new
+            residual = _move(state, node, new, rule, residual)
     return None if residual is None else residual.clamp_min_(0)
+
+
+def _parity_sweep(problem: Problem, state: State, omega: float, rule: StoppingRule | None) -> Tensor | None:
+    """Update every second node of `state` in place, then the others; all of a half from the same state."""
+    residual, order = None, tuple(problem.model.free)
+    for half in (order[::2], order[1::2]):
+        for node, new in problem.minimise(half, state).items():
+            residual = _move(state, node, new, rule, residual)
+    return None if residual is None else residual.clamp_min_(0)
+
+
+def _move(state: State, node: str, new: Tensor, rule: StoppingRule | None, residual: Tensor | None) -> Tensor | None:
+    """Give a node its new state; with a rule, the residual so far."""
+    if rule is not None:
+        step = rule.of_samples(node, state[node], new)
+        residual = step if residual is None else torch.maximum(residual, step)
+    state[node] = new
+    return residual
 
 
 class _Report:
@@ -151,8 +227,9 @@ class _Progress:
 
     def __init__(self, tolerance: float, problem: Problem, omega: float | None) -> None:
         self.tolerance, self.phases, self.next_check, self.last_check = tolerance, problem.phases, 1, 0
-        self.omega, self.adapts = omega or 1.0, omega is None
-        self.nearest, self.nearest_at = math.inf, 0
+        self.nudged = isinstance(problem, Displaced)
+        self.omega, self.adapts = omega or chain_omega(problem), omega is None
+        self.nearest, self.nearest_at, self.energy = math.inf, 0, math.inf
         self.residual = np.full(problem.rows, np.inf)
         self.sweeps = np.ones(problem.rows, dtype=np.int64)
         self.settled = np.zeros(problem.rows, dtype=bool)
@@ -179,9 +256,8 @@ class _Progress:
         if not distance[slowest] > self.tolerance:
             return True
         self.plan(sweep, float(distance[slowest]), float(rate[slowest]))
-        samples = len(rate) // self.phases
-        ahead = self.next_check - sweep
-        self.few_left = ahead >= SAVING and 2 * len(self.moving()) <= samples
+        settled = 1 - len(self.moving()) / (len(rate) // self.phases)
+        self.few_left = settled >= 0.5 and settled * (self.next_check - sweep) >= SAVING
         self.sweeps[~self.settled] = self.next_check
         return False
 
@@ -197,12 +273,23 @@ class _Progress:
             self.nearest, self.nearest_at = distance, sweep
         if not self.adapts:
             return
-        if self.omega > 1 and sweep - self.nearest_at >= STUCK:
-            self.omega, self.adapts = 1.0, False  # the safeguard
-        elif sweep > 2 and foreseen > PATIENCE:
-            if self.omega == 1:
-                self.nearest, self.nearest_at = distance, sweep
+        # a residual that doesn't fall tells of a saddle, or, of a nudge, that it still travels
+        if sweep > 2 and foreseen > PATIENCE and not (self.nudged and rate >= SLOWEST):
             self.omega = best_omega(rate, self.omega)
+
+    def stuck(self, sweep: int) -> bool:
+        """Whether over-relaxed sweeps have brought the slowest sample no nearer for long."""
+        return self.adapts and self.omega > 1 and sweep - self.nearest_at >= STUCK
+
+    def judge(self, sweep: int, energy: float) -> None:
+        """Go on over-relaxing while the energy falls, as it does on the way out of a saddle; else sweep plainly.
+
+        The energy can't fall for ever, and what it can't resolve any more is the floor of the dtype.
+        """
+        if energy < self.energy - RESOLVED * abs(energy):
+            self.energy, self.nearest_at = energy, sweep
+        else:
+            self.omega, self.adapts = 1.0, False  # the safeguard
 
     def rate(self, sweep: int, residual: Numbers) -> Numbers:
         """q of every sample since the last measurement; the first tells nothing, so that it could be the slowest."""
@@ -221,3 +308,16 @@ def best_omega(rate: float, omega: float) -> float:
     """
     plain = min((rate + omega - 1) ** 2 / (rate * omega**2), SLOWEST_PLAIN)
     return 2 / (1 + math.sqrt(1 - plain))
+
+
+def chain_omega(problem: Problem) -> float:
+    """The over-relaxation that is best for a chain as long as the network is deep:  2/(1 + sin(pi/(L + 1))).
+
+    Neighbours in a long chain couple at most half as strongly as a unit holds itself, or its energy has no minimum; at
+    that strength the iteration matrix of simultaneous updates of L nodes has the radius cos(pi/(L + 1)).
+    """
+    depth: dict[str, int] = {}
+    edges = list(problem.model.graph.edges())
+    for node in problem.model.free:
+        depth[node] = 1 + max((depth.get(edge.pre, 0) for edge in edges if edge.post == node), default=0)
+    return 2 / (1 + math.sin(math.pi / (1 + max(depth.values(), default=1))))

@@ -84,6 +84,7 @@ class Problem:
         self.model, self.clamped, self.rows = model, clamped, rows
         self.parameters = model.tensors if parameters is None else parameters
         self.weights = self.parameters
+        self.resolution = 4 * torch.finfo(self.like.dtype).eps  # relative steps below this one are noise
         self.targets, self.beta = targets or {}, beta
         self.fixed = fixed if fixed is not None else self._fixed_fields()
 
@@ -114,6 +115,7 @@ class Problem:
         result = copy.copy(self)
         result.__dict__.pop("_minimisers", None)
         result.weights = self.parameters if dtype == self.like.dtype else self._rounded(dtype)
+        result.resolution = torch.finfo(dtype).eps / 2 if dtype != self.like.dtype else 4 * torch.finfo(dtype).eps
         return result
 
     def _rounded(self, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -28,7 +28,7 @@ class StoppingRule:
 
     def __init__(self, problem: Problem, tolerance: float, max_sweeps: int) -> None:
         self.problem, self.tolerance, self.max_sweeps = problem, tolerance, max_sweeps
-        self.resolution = 4 * torch.finfo(problem.like.dtype).eps
+        self.resolution = problem.resolution
         self.tiny = torch.finfo(problem.like.dtype).tiny
 
     def relative(self, node: str, old: Tensor, new: Tensor) -> Float[Tensor, " rows"]:
