@@ -42,6 +42,8 @@ PATIENCE = 10
 """Sweeps still to come from which on it pays to over-relax."""
 
 TINY = np.finfo(np.float64).tiny
+BARELY = 1.1
+"""Over-relaxation that isn't worth its additions, as for two layers, which mostly settle within a few sweeps."""
 RESOLVED = 1e-6
 """The smallest relative change of an energy that tells of progress."""
 STUCK = 60
@@ -320,4 +322,5 @@ def chain_omega(problem: Problem) -> float:
     edges = list(problem.model.graph.edges())
     for node in problem.model.free:
         depth[node] = 1 + max((depth.get(edge.pre, 0) for edge in edges if edge.post == node), default=0)
-    return 2 / (1 + math.sin(math.pi / (1 + max(depth.values(), default=1))))
+    omega = 2 / (1 + math.sin(math.pi / (1 + max(depth.values(), default=1))))
+    return omega if omega > BARELY else 1.0
