@@ -22,8 +22,9 @@ from physnet import (
     relax,
 )
 from physnet.checking import cosine
-from physnet.integrators.blocks import Blocks, chain_omega, stretchable
+from physnet.integrators.blocks import Blocks, stretchable
 from physnet.learning import gradients
+from physnet.progress import chain_omega
 from physnet.relaxation import run_nudged
 
 
