@@ -79,8 +79,9 @@ class Progress:
     def __init__(self, tolerance: float, problem: Problem, omega: float | None) -> None:
         self.tolerance, self.phases, self.next_check, self.last_check = tolerance, problem.phases, 1, 0
         self.nudged, self.rounded = isinstance(problem, Displaced), problem.weights is not problem.parameters
-        self.omega, self.adapts = omega or chain_omega(problem), omega is None
-        self.nearest, self.nearest_at, self.energy = math.inf, 0, math.inf
+        self.depth = depth(problem)
+        self.omega, self.adapts = omega or chain_omega(self.depth), omega is None
+        self.nearest, self.nearest_at, self.energy, self.foreseen = math.inf, 0, math.inf, math.inf
         self.residual = np.full(problem.rows, np.inf)
         self.sweeps = np.ones(problem.rows, dtype=np.int64)
         self.settled = np.zeros(problem.rows, dtype=bool)
@@ -107,6 +108,7 @@ class Progress:
         if not distance[slowest] > self.tolerance:
             return True
         self.plan(sweep, float(distance[slowest]), float(rate[slowest]))
+        self.adapt(sweep, float(np.median(rate[~self.settled])))
         settled = 1 - len(self.moving()) / (len(rate) // self.phases)
         self.few_left = settled >= 0.5 and settled * (self.next_check - sweep) >= SAVING
         self.sweeps[~self.settled] = self.next_check
@@ -115,17 +117,23 @@ class Progress:
     def plan(self, sweep: int, distance: float, rate: float) -> None:
         """When to measure again, and by how much to over-relax until then."""
         if not (0 < rate < 1 and math.isfinite(distance)):
+            self.foreseen = math.inf
             return
         # while a signal still travels the residual hardly falls, which foretells nothing: never go far beyond what has
         # been swept already
-        foreseen = math.log(self.tolerance / distance) / math.log(rate)
-        self.next_check = sweep + max(1, int(min(0.8 * foreseen, 1 + sweep // 2)))
+        self.foreseen = math.log(self.tolerance / distance) / math.log(rate)
+        self.next_check = sweep + max(1, int(min(0.8 * self.foreseen, 1 + sweep // 2)))
         if distance < 0.9 * self.nearest:
             self.nearest, self.nearest_at = distance, sweep
-        if not self.adapts:
-            return
-        # a residual that doesn't fall tells of a saddle, or, of a nudge, that it still travels
-        if sweep > 2 and foreseen > PATIENCE and not (self.nudged and rate >= SLOWEST):
+
+    def adapt(self, sweep: int, rate: float) -> None:
+        """Over-relax as is best for the typical sample: one that is slow beyond measure would set the pace of all.
+
+        Before a signal can have gone through the network and back the residual tells of its way, not of slow modes; and
+        one that doesn't fall at all tells of a saddle or, of a nudge, that it still travels.
+        """
+        travelled, saddle = sweep >= 2 * self.depth, self.nudged and rate >= SLOWEST
+        if self.adapts and travelled and self.foreseen > PATIENCE and not saddle:
             self.omega = best_omega(rate, self.omega)
 
     def stuck(self, sweep: int) -> bool:
@@ -165,15 +173,20 @@ def best_omega(rate: float, omega: float) -> float:
     return 2 / (1 + math.sqrt(1 - plain))
 
 
-def chain_omega(problem: Problem) -> float:
+def chain_omega(depth: int) -> float:
     """The over-relaxation that is best for a chain as long as the network is deep:  2/(1 + sin(pi/(L + 1))).
 
     Neighbours in a long chain couple at most half as strongly as a unit holds itself, or its energy has no minimum; at
     that strength the iteration matrix of simultaneous updates of L nodes has the radius cos(pi/(L + 1)).
     """
-    depth: dict[str, int] = {}
+    omega = 2 / (1 + math.sin(math.pi / (1 + depth)))
+    return omega if omega > BARELY else 1.0
+
+
+def depth(problem: Problem) -> int:
+    """Free nodes on the longest way of a signal along the edges."""
+    found: dict[str, int] = {}
     edges = list(problem.model.graph.edges())
     for node in problem.model.free:
-        depth[node] = 1 + max((depth.get(edge.pre, 0) for edge in edges if edge.post == node), default=0)
-    omega = 2 / (1 + math.sin(math.pi / (1 + max(depth.values(), default=1))))
-    return omega if omega > BARELY else 1.0
+        found[node] = 1 + max((found.get(edge.pre, 0) for edge in edges if edge.post == node), default=0)
+    return max(found.values(), default=1)

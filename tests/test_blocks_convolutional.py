@@ -24,7 +24,7 @@ from physnet import (
 from physnet.checking import cosine
 from physnet.integrators.blocks import Blocks, stretchable
 from physnet.learning import gradients
-from physnet.progress import chain_omega
+from physnet.progress import chain_omega, depth
 from physnet.relaxation import run_nudged
 
 
@@ -147,14 +147,14 @@ def test_no_over_relaxed_update_raises_the_energy(seed: int, omega: float, gain:
 
 def test_the_first_over_relaxation_is_the_best_of_a_chain():
     """2/(1 + sqrt(1 - rho^2)), rho the largest eigenvalue of a chain whose neighbours pull by half (D. M. Young)."""
-    for depth in (3, 5, 9):
+    for length in (3, 5, 9):
         graph = EnergyGraph("hopfield").input("n0", 2)
-        for k in range(1, depth + 1):
+        for k in range(1, length + 1):
             graph.state(f"n{k}", 2).couple(f"n{k - 1}", f"n{k}")
-        chain = (torch.diag(torch.ones(depth - 1), 1) + torch.diag(torch.ones(depth - 1), -1)).double() / 2
+        chain = (torch.diag(torch.ones(length - 1), 1) + torch.diag(torch.ones(length - 1), -1)).double() / 2
         radius = float(torch.linalg.eigvalsh(chain).abs().max())
         model = compile_energy(graph)
-        assert chain_omega(model.problem(n0=torch.zeros(1, 2))) == pytest.approx(2 / (1 + math.sqrt(1 - radius**2)))
+        assert chain_omega(depth(model.problem(n0=torch.zeros(1, 2)))) == pytest.approx(2 / (1 + math.sqrt(1 - radius**2)))
 
 
 def hopfield_resnet13(width: int) -> EnergyModel:
