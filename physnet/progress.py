@@ -79,8 +79,7 @@ class Progress:
     def __init__(self, tolerance: float, problem: Problem, omega: float | None) -> None:
         self.tolerance, self.phases, self.next_check, self.last_check = tolerance, problem.phases, 1, 0
         self.nudged, self.rounded = isinstance(problem, Displaced), problem.weights is not problem.parameters
-        self.depth = depth(problem)
-        self.omega, self.adapts = omega or chain_omega(self.depth), omega is None
+        self.omega, self.adapts = omega or chain_omega(depth(problem)), omega is None
         self.nearest, self.nearest_at, self.energy, self.foreseen = math.inf, 0, math.inf, math.inf
         self.residual = np.full(problem.rows, np.inf)
         self.sweeps = np.ones(problem.rows, dtype=np.int64)
@@ -129,11 +128,11 @@ class Progress:
     def adapt(self, sweep: int, rate: float) -> None:
         """Over-relax as is best for the typical sample: one that is slow beyond measure would set the pace of all.
 
-        Before a signal can have gone through the network and back the residual tells of its way, not of slow modes; and
-        one that doesn't fall at all tells of a saddle or, of a nudge, that it still travels.
+        A residual that doesn't fall at all tells of a saddle, which large steps leave faster, or, of a nudge, that it
+        still travels.
         """
-        travelled, saddle = sweep >= 2 * self.depth, self.nudged and rate >= SLOWEST
-        if self.adapts and travelled and self.foreseen > PATIENCE and not saddle:
+        travels = self.nudged and rate >= SLOWEST
+        if self.adapts and sweep > 2 and self.foreseen > PATIENCE and not travels:
             self.omega = best_omega(rate, self.omega)
 
     def stuck(self, sweep: int) -> bool:
