@@ -113,7 +113,7 @@ class Blocks(Integrator):
                 active, state = active.select(samples), {node: value[rows] for node, value in state.items()}
                 report.narrow(rows)
                 progress.narrow(rows.cpu().numpy())
-        np.minimum(progress.sweeps, rule.max_sweeps, out=progress.sweeps)
+        np.minimum(progress.sweeps, sweep, out=progress.sweeps)
         report.note(state, progress)
         like = problem.like
         residual = torch.from_numpy(report.residual).to(like)
