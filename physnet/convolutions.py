@@ -127,7 +127,7 @@ class Fixed(Spatial):
         """[rows, *post] -> [rows, *pre], the transpose of `map`."""
         import torch
 
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():
             u = v.new_zeros((v.shape[0], *pre)).requires_grad_()
             return torch.autograd.grad(self.map(u), u, v, create_graph=v.requires_grad)[0]
 
