@@ -102,7 +102,8 @@ class Equilibrium:
     @property
     def energy(self) -> Float[Tensor, " rows"]:
         """F of every row."""
-        return self.problem.energy(self.states)
+        with full_precision(self.problem.like.device):
+            return self.problem.energy(self.states)
 
     def __getitem__(self, node: str) -> Tensor:
         return self.states[node]
