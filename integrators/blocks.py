@@ -94,7 +94,7 @@ class Blocks(Integrator):
         return replace(fine, sweeps=rough.sweeps + fine.sweeps)
 
     def _settle(self, problem: Problem, state: State, rule: StoppingRule) -> Equilibrium:
-        report, active, state = Report(), problem, dict(state)
+        report, active, state, sweep = Report(), problem, dict(state), 0
         plain = self.sweep is not _sweep or not any(stretchable(problem, node) for node in state)
         progress = Progress(rule.tolerance, problem, 1.0 if plain else self.omega)
         for sweep in range(1, rule.max_sweeps + 1):
