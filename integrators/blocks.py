@@ -94,7 +94,7 @@ class Blocks(Integrator):
         return replace(fine, sweeps=rough.sweeps + fine.sweeps)
 
     def _settle(self, problem: Problem, state: State, rule: StoppingRule) -> Equilibrium:
-        report, active, state = Report(), problem, dict(state)
+        report, active, state, sweep = Report(), problem, dict(state), 0
         plain = self.sweep is not _sweep or not any(stretchable(problem, node) for node in state)
         progress = Progress(rule.tolerance, problem, 1.0 if plain else self.omega)
         for sweep in range(1, rule.max_sweeps + 1):
@@ -113,7 +113,7 @@ class Blocks(Integrator):
                 active, state = active.select(samples), {node: value[rows] for node, value in state.items()}
                 report.narrow(rows)
                 progress.narrow(rows.cpu().numpy())
-        np.minimum(progress.sweeps, rule.max_sweeps, out=progress.sweeps)
+        np.minimum(progress.sweeps, sweep, out=progress.sweeps)
         report.note(state, progress)
         like = problem.like
         residual = torch.from_numpy(report.residual).to(like)

@@ -85,7 +85,7 @@ class Linked(ABC):
         """The drive on pre: [rows, *post] -> [rows, *pre], the transpose of `apply` in u."""
         import torch
 
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():
             u = torch.zeros((v.shape[0], *self.pre), dtype=v.dtype, device=v.device, requires_grad=True)
             return torch.autograd.grad(self.apply(u, w), u, v)[0]
 
@@ -166,7 +166,7 @@ class RealLink(Linked):
         return _in_parts(u, w, self.link.apply)
 
     def adjoint(self, v: Tensor, w: Tensor) -> Tensor:
-        return _in_parts(v, w, self.link.adjoint)
+        return _in_parts(v, w, self.link.adjoint).to(v.dtype)  # sums may have come in a wider one
 
     def correlate(self, u: Tensor, v: Tensor, w: Tensor) -> Tensor:
         return self.link.correlate(u, v, w)

@@ -43,6 +43,15 @@ class Spatial(Connection):
                 f"give post the shape {list(made)}, or change kernel, stride or padding",
             )
 
+    def places(self, pre: Shape, window: Pair, stride: Pair, padding: Pair) -> Pair:
+        """How many places a window takes along both axes."""
+        self.image(pre, window, padding)
+        high, wide = (
+            (size + 2 * pad - span) // step + 1
+            for size, pad, span, step in zip(pre[1:], padding, window, stride, strict=True)
+        )
+        return high, wide
+
     def image(self, shape: Shape, kernel: Pair = (1, 1), padding: Pair = (0, 0)) -> Shape:
         """The shape, if it is that of an image in which a window fits."""
         name = self.declaration()
@@ -86,13 +95,8 @@ class Conv2d(Spatial):
         return dilation[0] * (kernel[0] - 1) + 1, dilation[1] * (kernel[1] - 1) + 1
 
     def makes(self, pre: Shape, channels: int = 1) -> Shape:
-        window, padding = self.window(), pair("padding", self.padding, 0)
-        stride = pair("stride", self.stride, 1)
-        self.image(pre, window, padding)
-        return channels, *(
-            (size + 2 * pad - span) // step + 1
-            for size, pad, span, step in zip(pre[1:], padding, window, stride, strict=True)
-        )
+        stride, padding = pair("stride", self.stride, 1), pair("padding", self.padding, 0)
+        return channels, *self.places(pre, self.window(), stride, padding)
 
     def check(self, pre: Shape, post: Shape) -> None:
         super().check(pre, post)
@@ -127,7 +131,7 @@ class Fixed(Spatial):
         """[rows, *post] -> [rows, *pre], the transpose of `map`."""
         import torch
 
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():
             u = v.new_zeros((v.shape[0], *pre)).requires_grad_()
             return torch.autograd.grad(self.map(u), u, v, create_graph=v.requires_grad)[0]
 
@@ -173,12 +177,9 @@ class _Pool(Fixed):
         return self.kernel if self.stride is None else self.stride
 
     def makes(self, pre: Shape, channels: int = 1) -> Shape:
-        kernel, padding, stride = (pair("", v, 0) for v in (self.kernel, self.padding, self.steps))
-        self.image(pre, kernel, padding)
-        return pre[0], *(
-            (size + 2 * pad - span) // step + 1
-            for size, pad, span, step in zip(pre[1:], padding, kernel, stride, strict=True)
-        )
+        kernel, stride, padding = (pair("", value, 0) for value in (self.kernel, self.steps, self.padding))
+        places = self.places(pre, kernel, stride, padding)
+        return pre[0], *places
 
 
 @dataclass(frozen=True)

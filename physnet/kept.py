@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
+from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 T = TypeVar("T")
 
@@ -17,6 +19,7 @@ class Kept:
 
     Tensors are told apart as objects, which costs nothing; where gradients are recorded nothing is kept. A change
     through `.data`, which torch doesn't count, goes unnoticed, as it does in `EnergyModel.check_constraints`.
+    Steps of fused optimizers, which it doesn't count either, are counted here.
     """
 
     def __init__(self) -> None:
@@ -47,6 +50,21 @@ class Kept:
 
 
 def _written(arguments: tuple[Tensor, ...], value: Any) -> tuple[Any, ...]:
-    """Where tensors are and how often they have been written to; results, too, as they are handed out."""
+    """Of the results, too, since they are handed out."""
     made = (value,) if isinstance(value, Tensor) else value
-    return tuple((item.data_ptr(), item._version) for item in (*arguments, *made))
+    return tuple(written(item) for item in (*arguments, *made))
+
+
+def written(tensor: Tensor) -> tuple[int, int]:
+    """Where a tensor is and how often it has been written to."""
+    return tensor.data_ptr(), tensor._version
+
+
+def _count_fused_step(optimizer: Optimizer, *_: Any) -> None:
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group.get("fused") else ():
+            if parameter.grad is not None:
+                increment_version(parameter)
+
+
+register_optimizer_step_post_hook(_count_fused_step)

@@ -172,7 +172,8 @@ class EquilibriumPropagation(Engine):
         self.count(step)
         inputs, targets = self.parted(batch)
         leaves = (*inputs.values(), *self.model.tensors.values())
-        return _Equilibrate.apply(self, inputs, targets, torch.is_grad_enabled(), *leaves)  # pyright: ignore
+        with full_precision(self.model.device):
+            return _Equilibrate.apply(self, inputs, targets, torch.is_grad_enabled(), *leaves)  # pyright: ignore
 
     def settle(self, inputs: Mapping[str, Tensor], rows: int | None = None) -> Equilibrium:
         """The free equilibrium of a batch, from the declared initial state; `rows` is for networks without inputs."""

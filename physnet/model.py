@@ -17,6 +17,7 @@ from physnet.costs import Target
 from physnet.elements import Node
 from physnet.errors import DeclarationError, RelaxationError, ShapeError
 from physnet.graph import EnergyGraph
+from physnet.kept import written
 from physnet.layout import arranged
 from physnet.lowering import Plan, lower
 from physnet.printing import elementwise
@@ -214,7 +215,7 @@ class EnergyModel(nn.Module):
         """
         for name, (spec, _, _) in self._constrained.items():
             value = self.tensors[name]
-            if not value.is_inference() and self._verified.get(name) == (value.data_ptr(), value._version):
+            if not value.is_inference() and self._verified.get(name) == written(value):
                 continue
             assert spec.constraint is not None
             lo, hi = spec.constraint.lo, spec.constraint.hi
@@ -224,7 +225,7 @@ class EnergyModel(nn.Module):
                     "call model.project_parameters() after changing it, or ep.attach(optimizer)"
                 )
             if not value.is_inference():
-                self._verified[name] = (value.data_ptr(), value._version)
+                self._verified[name] = written(value)
 
     @cached_property
     def _constrained(self) -> dict[str, Any]:
@@ -237,7 +238,7 @@ class EnergyModel(nn.Module):
             value = self.tensors[name]
             assert spec.constraint is not None
             value.clamp_(spec.constraint.lo, spec.constraint.hi)
-            self._verified[name] = (value.data_ptr(), value._version)
+            self._verified[name] = written(value)
 
     def _repr_html_(self) -> str:
         return importlib.import_module("physnet.notebook").html(self)

@@ -94,6 +94,7 @@ class Progress:
     def narrow(self, rows: Numbers) -> None:
         """Go on with some of the rows."""
         self.residual, self.sweeps, self.settled = self.residual[rows], self.sweeps[rows], self.settled[rows]
+        self.energy = math.inf  # that of fewer samples can't be compared with it
 
     def arrived(self, sweep: int, measured: Tensor) -> bool:
         """Take note of a measurement; true if every sample has settled, or if a state is not a number."""

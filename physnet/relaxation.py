@@ -15,6 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -102,7 +103,8 @@ class Equilibrium:
     @property
     def energy(self) -> Float[Tensor, " rows"]:
         """F of every row."""
-        return self.problem.energy(self.states)
+        with full_precision(self.problem.like.device):
+            return self.problem.energy(self.states)
 
     def __getitem__(self, node: str) -> Tensor:
         return self.states[node]
@@ -270,12 +272,30 @@ def free_start(
 def full_precision(device: torch.device) -> Iterator[None]:
     """A context without autocast, and without TF32, which cuDNN takes for convolutions by default: states, fields and
     contrasts are never in reduced precision."""
-    before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
-    try:
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
+    with _NO_TF32, torch.autocast(device.type, enabled=False):
+        yield
+
+
+class _NoTF32:
+    """TF32 is off in the whole process: from when the first thread enters until the last one has left."""
+
+    def __init__(self) -> None:
+        self.lock, self.inside, self.before = Lock(), 0, True
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if not self.inside:
+                self.before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
+            self.inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self.lock:
+            self.inside -= 1
+            if not self.inside:
+                torch.backends.cudnn.allow_tf32 = self.before
+
+
+_NO_TF32 = _NoTF32()
 
 
 def initial_state(

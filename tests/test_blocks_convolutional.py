@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -22,9 +24,9 @@ from physnet import (
     relax,
 )
 from physnet.checking import cosine
-from physnet.integrators.blocks import Blocks, stretchable
+from physnet.integrators.blocks import Blocks, _sweep, stretchable
 from physnet.learning import gradients
-from physnet.progress import chain_omega, depth
+from physnet.progress import Progress, chain_omega, depth
 from physnet.relaxation import run_nudged
 
 
@@ -211,3 +213,33 @@ def test_gradients_of_convolutional_networks_are_the_implicit_ones(make):
     wanted = gradients(exact, **batch)
     for name, value in gradients(ep, **batch).items():
         assert cosine(value, wanted[name]) >= 0.9999, name
+
+
+def test_the_energy_of_fewer_samples_is_not_compared_with_that_of_all() -> None:
+    """Energies are negative here, so that a sum over fewer samples is higher, although that of each has fallen."""
+    model = residual_network()
+    progress = Progress(1e-6, model.problem(image=images(4)), None)
+    progress.omega = 1.5
+    progress.judge(100, -4.0)
+    progress.narrow(np.array([1, 3]))
+    progress.judge(200, -2.2)
+    assert progress.omega == 1.5
+    progress.judge(300, -2.2)
+    assert progress.omega == 1
+
+
+@pytest.mark.filterwarnings("ignore::physnet.errors.RelaxationWarning")
+def test_sweeps_that_end_in_the_noise_of_rounded_products_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, count = residual_network(gain=0.4), 0
+
+    def counted(*arguments: Any) -> Tensor | None:
+        nonlocal count
+        count += 1
+        return _sweep(*arguments)
+
+    free = relax(model, TIGHT, image=images())
+    monkeypatch.setattr("physnet.integrators.blocks._sweep", counted)
+    settings = Relaxation("blocks", tolerance=1e-4, max_sweeps=500, options={"products": "bfloat16"})
+    nudged = run_nudged(free, {next(iter(model.targets)): torch.arange(4) % 3}, (-0.1, 0.1), settings)
+    assert not nudged.converged.any()
+    assert (nudged.sweeps == count).all() and count < 500

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from physnet.chains import Chain, parse_connection
-from physnet.connections import Connection, Dense, Linked, Shape
+from physnet.connections import Connection, Dense, Linked, RealLink, Shape
 from physnet.convolutions import AvgPool2d, Conv2d, MaxPool2d, Upsample
 from physnet.declaration import load_experiment
 from physnet.errors import DeclarationError, ShapeError
@@ -135,6 +135,25 @@ def test_large_kernels_as_matrix_products_are_the_same_map(pre: Shape, connectio
     for one, other in zip(found, expected, strict=True):
         assert one.dtype == dtype
         assert torch.allclose(one, other, rtol=1e-4 if dtype == torch.float32 else 1e-10, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_model_in_half_precision_keeps_its_dtype() -> None:
+    """Where kernels are matrix products, sums over windows are made in float32."""
+    with mock.patch("physnet.convolved.LARGE", 0):
+        link, *tensors = bound(Conv2d(3, 1, 1), (2, 4, 4), 4)
+        w, _, v = (value.bfloat16() for value in tensors)
+        found = RealLink(link).adjoint(v, w)
+    assert found.dtype == torch.bfloat16
+    assert torch.allclose(found.double(), link.adjoint(v.double(), w.double()), rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("declared", SCALES + CHAINS)
+def test_adjoints_in_inference_mode(declared: str) -> None:
+    link, w, _, v = bound(declared, (2, 4, 4), 2)
+    expected = link.adjoint(v, w)
+    with torch.inference_mode():
+        assert torch.equal(link.adjoint(v.clone(), w), expected)
 
 
 @pytest.mark.parametrize("size", [6, 7])

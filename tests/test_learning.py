@@ -365,12 +365,14 @@ def test_copies_learn_the_same() -> None:
     assert all(torch.equal(value, found[key]) for key, value in gradients(learner(model), image=x, target=y).items())
 
 
-def test_violated_constraints_are_refused_and_attach_projects() -> None:
+@pytest.mark.parametrize("fused", [False, True])
+def test_violated_constraints_are_refused_and_attach_projects(fused: bool) -> None:
     model, (x, y) = catalogue_model("resistive"), batch()
     ep = learner(model)
     ep(image=x, target=y).backward()
     reach = [(value / value.grad)[value.grad > 0].min() for key, value in model.tensors.items() if key.endswith(".g")]
-    optimizer = torch.optim.SGD(model.parameters(), lr=1.5 * min(reach).item())  # far enough for one conductance
+    rate = 1.5 * min(reach).item()  # far enough for one conductance
+    optimizer = torch.optim.SGD(model.parameters(), lr=rate, fused=fused)
     before = {key: value.detach().clone() for key, value in model.tensors.items()}
     optimizer.step()
     expected = {key: value.detach().clone() for key, value in model.tensors.items()}
@@ -437,6 +439,17 @@ def test_autocast_does_not_reach_the_relaxation() -> None:
         assert torch.equal(relax(model, image=x)["label"], relax(copy.deepcopy(model), image=x)["label"])
     for key, value in plain.items():
         assert torch.equal(mixed[key], value)
+
+
+def test_autocast_does_not_reach_costs_and_energies() -> None:
+    """A readout is a product, too; so is the energy of an equilibrium."""
+    graph = EnergyGraph("hopfield").input("image", 8).state("hidden", 16).couple("image", "hidden")
+    model = compile_energy(graph.cost("hidden", "cross_entropy", readout="dense(3)", name="head"), 0).float()
+    x, y = torch.rand(4, 8), torch.arange(4) % 3
+    plain, energy = EquilibriumPropagation(model, 0.1)(image=x, target=y), relax(model, image=x).energy
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(EquilibriumPropagation(model, 0.1)(image=x, target=y), plain)
+        assert torch.equal(relax(model, image=x).energy, energy)
 
 
 def test_an_engine_can_be_pickled_after_a_forward() -> None:

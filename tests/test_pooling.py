@@ -207,6 +207,19 @@ def test_data_of_a_parameter_that_is_replaced_is_noticed() -> None:
         assert not torch.equal(link.apply(u, w), before)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam])
+def test_steps_of_fused_optimizers_are_noticed(kind: Any) -> None:
+    """They write without counting it."""
+    link, weight = linked(*CHAINS[0])
+    w, u = torch.nn.Parameter(draw(1, *weight)), draw(2, 3, *PRE)
+    before = link.apply(u, w)
+    w.grad = torch.ones_like(w)
+    kind([w], lr=0.5, fused=True).step()
+    assert torch.equal(link.apply(u, w), linked(*CHAINS[0])[0].apply(u, w))
+    assert not torch.equal(link.apply(u, w), before)
+
+
 def test_inference_mode_keeps_nothing() -> None:
     link, weight = linked(*CHAINS[0])
     w, u = draw(1, *weight), draw(2, 3, *PRE)

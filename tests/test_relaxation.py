@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from physnet.energy import Energy
 from physnet.errors import DeclarationError, RelaxationError, RelaxationWarning, ShapeError
 from physnet.graph import EnergyGraph
 from physnet.model import EnergyModel, compile_energy
-from physnet.relaxation import Equilibrium, Relaxation, choose, integrators, relax
+from physnet.relaxation import Equilibrium, Relaxation, choose, full_precision, integrators, relax
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -409,3 +410,18 @@ def test_an_inseparable_energy_relaxes_by_flow() -> None:
         v = u[k].item()
         root = brentq(lambda x, v=v: x - v * (1 - math.tanh(v * x) ** 2), -2, 2, xtol=1e-14)
         assert result["x"][k].item() == pytest.approx(root, abs=1e-8)
+
+
+def test_full_precision_of_threads_that_overlap_ends_with_the_last() -> None:
+    before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, True
+    try:
+        first, second = (full_precision(torch.device("cpu")) for _ in range(2))
+        with ThreadPoolExecutor(1) as other:
+            first.__enter__()
+            other.submit(second.__enter__).result()
+            first.__exit__(None, None, None)
+            assert not torch.backends.cudnn.allow_tf32
+            other.submit(second.__exit__, None, None, None).result()
+        assert torch.backends.cudnn.allow_tf32
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
