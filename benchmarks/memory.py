@@ -56,12 +56,12 @@ def peak_bytes(call: Callable[[], object]) -> int:
 
     Blocks from before that are freed meanwhile are taken for a loss, so that the largest of several calls is right.
     """
+    call()  # what is allocated once and kept doesn't count
+    gc.collect()
     return max(_peak_of_one(call) for _ in range(REPEATS))
 
 
 def _peak_of_one(call: Callable[[], object]) -> int:
-    call()  # what is allocated once and kept doesn't count
-    gc.collect()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         call()
     assert profile.profiler is not None

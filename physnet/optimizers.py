@@ -46,7 +46,7 @@ def make_scheduler(optimizer: torch.optim.Optimizer, declared: Any, epochs: int)
         for name, kind in vars(module).items()
         if isinstance(kind, type)
         and issubclass(kind, module.LRScheduler)
-        and name not in ("LRScheduler", "ReduceLROnPlateau")
+        and name not in ("LRScheduler", "_LRScheduler", "ReduceLROnPlateau")
     }
     kind, options = _find("scheduler", declared, kinds)
     if "T_max" in inspect.signature(kind).parameters:
@@ -61,6 +61,10 @@ def _find(what: str, declared: Any, kinds: Mapping[str, Any]) -> tuple[Any, dict
         ((name, options),) = declared.items()
     else:
         raise DeclarationError(Fault(f"the {what} is a name, or {{name: {{options}}}}", "such as {sgd: {lr: 0.1}}"))
+    if not isinstance(options, Mapping | None):
+        raise DeclarationError(
+            Fault(f"the options of {name} are a mapping, found {options!r}", f"{name}: {{option: value}}")
+        )
     key = str(name).replace("_", "").lower()
     key = key.removesuffix("lr") if what == "scheduler" else key
     if key not in kinds:

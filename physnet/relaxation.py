@@ -24,6 +24,7 @@ from torch import Tensor
 
 from physnet.displaced import Displaced, nudge
 from physnet.errors import DeclarationError, Fault, RelaxationError, RelaxationWarning, ShapeError, did_you_mean
+from physnet.layout import arranged
 from physnet.model import check_model
 from physnet.problem import Problem, Share, State
 from physnet.randomness import stream
@@ -310,7 +311,7 @@ def initial_state(
         return problem.random(generator, share)
     state = problem.zero()
     if initial == "previous" and previous is not None and all(_alike(previous[name], state[name]) for name in state):
-        return previous
+        return {name: arranged(value) for name, value in previous.items()}
     if initial == "forward":
         for node in problem.model.free:
             for block in problem.blocks_of(node):

@@ -12,7 +12,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +113,7 @@ class Trainer:
             self.scheduler = make_scheduler(self.optimizer, settings.scheduler, settings.epochs)
         self.engine.attach(self.optimizer)
         kept, held = hold_out(self.data.train, settings.validation, settings.seed, model.targets)
+        self.data = replace(self.data, train=kept)  # so that what was split isn't in memory twice
         self.train, self.test = self._on_device(kept, dtype), self._on_device(self.data.test, dtype)
         self.validation = self._on_device(held, dtype)
         self.steps = Steps(self.engine, self.optimizer, self.accelerator, settings, self.train, augment, self._wishes)

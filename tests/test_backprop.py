@@ -308,7 +308,7 @@ def test_the_published_twin_trains_like_a_hand_written_net(float64: None) -> Non
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        assert run.steps.take(rows) == pytest.approx(float(loss), rel=1e-12)
+        assert run.steps.take(rows) == pytest.approx(float(loss.detach()), rel=1e-12)
     tensors = run.model.tensors
     found = [tensors[name] for name in ("image_hidden.w", "hidden_label.w", "label.b")]
     found += [

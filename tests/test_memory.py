@@ -33,7 +33,7 @@ def test_the_peak_is_that_of_the_tensors_alive_at_once() -> None:
 
 
 NETWORKS = {
-    "dense": (lambda: dense_net("hopfield", (32, 48, 48, 10), 0.5), 64, (4, 16, 32)),
+    "dense": (lambda: dense_net("hopfield", (32, 48, 48, 10), 0.5), 64, (4, 32)),
     "convolutional": (lambda: conv_hopfield((8, 16, 16, 16)), 2, (3, 9)),
     "residual": (lambda: hopfield_resnet13((8, 16, 16, 16)), 2, (3, 9)),
 }

@@ -135,6 +135,8 @@ def test_schedulers_step_once_per_epoch(scheduler: str) -> None:
     [
         ("scheduler: {exponental: {gamma: 0.5}}", "no scheduler 'exponental'", "{exponental"),
         ("scheduler: {exponential: {gama: 0.5}}", "gama", "{exponential"),
+        ("scheduler: {step: 3}", "the options of step are a mapping, found 3", None),
+        ("scheduler: _lrscheduler", "no scheduler '_lrscheduler'", None),
         ("rates: {hidden_lable.w: 0.1}", "no trained tensor 'hidden_lable.w'", None),
     ],
 )
@@ -151,6 +153,7 @@ def test_an_unknown_optimizer_or_integrator_is_refused_before_training() -> None
     for wrong, message in (
         (text.replace("sgd", "sdg"), "did you mean sgd"),
         (text.replace("{lr: 0.1}", "{lrr: 0.1}"), "lrr"),
+        *((text.replace("{lr: 0.1}", value), "options of sgd are a mapping") for value in ("0.1", "lr", "[lr]")),
         (text + "relax: {integrator: blokcs}\n", "unknown integrator 'blokcs'"),
         (text + "relax: {integrator: flow, options: {methd: x}}\n", "methd"),
     ):

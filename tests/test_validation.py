@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
+from physnet.cli import app
 from physnet.declaration import parse_experiment
 from physnet.errors import DataError, DeclarationError
 from physnet.metrics import Metrics
@@ -167,6 +167,7 @@ def test_without_held_out_samples_there_is_no_best_epoch(tmp_path: Path) -> None
 def test_no_gradient_sees_what_is_held_out() -> None:
     run = trainer()
     assert len(run.train["target"]) + len(run.validation["target"]) == 1437
+    assert np.shares_memory(run.data.train["image"], run.train["image"].numpy())  # nor is the whole set kept beside it
     seen = {tuple(row) for row in run.train["image"].tolist()}
     assert not seen & {tuple(row) for row in run.validation["image"].tolist()}
 
@@ -174,16 +175,14 @@ def test_no_gradient_sees_what_is_held_out() -> None:
 def test_the_command_line_names_both_epochs(tmp_path: Path) -> None:
     file = tmp_path / "held.yaml"
     file.write_text(TEXT.replace("MORE", "validation: 300").replace("protocol: backprop", "protocol: centered"))
-    command = [sys.executable, "-m", "physnet.cli"]
     words = ["train", str(file), "--method", "backprop", "--out", str(tmp_path / "run")]
-    done = subprocess.run([*command, *words], capture_output=True, text=True, cwd=Path(__file__).parent.parent)
-    assert done.returncode == 0, done.stderr
+    done = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
     stated = json.loads((tmp_path / "run" / "run.json").read_text())["results"]
     final, best = stated["final"], stated["best_validation"]
-    assert "backprop, digits" in done.stdout
-    assert f"test accuracy {100 - final['test_error']:.2f} % after 5 epochs" in done.stdout
-    assert f"best validation epoch {best['epoch']}: " in done.stdout
-    assert f"test accuracy {100 - best['test_error']:.2f} %\n" in done.stdout
-    words = ["evaluate", str(tmp_path / "run"), "--best"]
-    done = subprocess.run([*command, *words], capture_output=True, text=True, cwd=Path(__file__).parent.parent)
-    assert f"accuracy {100 - best['test_error']:.2f} %" in done.stdout
+    assert "backprop, digits" in done.output
+    assert f"test accuracy {100 - final['test_error']:.2f} % after 5 epochs" in done.output
+    assert f"best validation epoch {best['epoch']}: " in done.output
+    assert f"test accuracy {100 - best['test_error']:.2f} %\n" in done.output
+    done = CliRunner().invoke(app, ["evaluate", str(tmp_path / "run"), "--best"], catch_exceptions=False)
+    assert f"accuracy {100 - best['test_error']:.2f} %" in done.output
