@@ -1,9 +1,9 @@
 """Does it matter whether states are equilibria?  python benchmarks/equilibria.py
 
 A residual Hopfield network (that of examples/fashion_hopfield_resnet_small.yaml, narrower) is trained on a part of
-Fashion-MNIST with the published schedule and counts (parity sweeps, 120 free and 50 nudged ones, each batch starting
-from the states of the last one; arXiv 2509.26003), and with blocks until the states have settled, from zero and from the
-last states. Test accuracy and time, several seeds each.
+Fashion-MNIST with the published schedule and counts (parity sweeps, 120 free and 50 nudged ones, each batch from the
+states of the last one; arXiv 2509.26003), and with blocks until the states have settled, from zero and from the last
+states. Test accuracy and time, several seeds each.
 """
 
 from __future__ import annotations
