@@ -130,9 +130,7 @@ def stretchable(problem: Problem, node: str) -> bool:
     """
     if isinstance(problem.solver(node), Scalar):
         return False
-    plan = problem.model.plan
-    chosen = any(edge.selects and edge.edge.pre in plan.nodes for edge in plan.edges.values())
-    return not (chosen and isinstance(problem, Displaced))
+    return not (problem.model.plan.winners_move and isinstance(problem, Displaced))
 
 
 def _sweep(problem: Problem, state: State, omega: float, rule: StoppingRule | None) -> Tensor | None:

@@ -176,10 +176,14 @@ class _Pool(Fixed):
     def steps(self) -> int | Pair:
         return self.kernel if self.stride is None else self.stride
 
+    @property
+    def sizes(self) -> tuple[Pair, Pair, Pair]:
+        """Kernel, stride and padding, each for height and width."""
+        return pair("kernel", self.kernel, 1), pair("stride", self.steps, 1), pair("padding", self.padding, 0)
+
     def makes(self, pre: Shape, channels: int = 1) -> Shape:
-        kernel, stride, padding = (pair("", value, 0) for value in (self.kernel, self.steps, self.padding))
-        places = self.places(pre, kernel, stride, padding)
-        return pre[0], *places
+        kernel, stride, padding = self.sizes
+        return pre[0], *self.places(pre, kernel, stride, padding)
 
 
 @dataclass(frozen=True)
@@ -194,9 +198,8 @@ class AvgPool2d(_Pool):
     def adjoint(self, v: Tensor, pre: Shape) -> Tensor:
         import torch
 
-        sizes = ([*pair("", value, 0)] for value in (self.kernel, self.steps, self.padding))
         like = v.new_empty((v.shape[0], *pre))
-        return torch.ops.aten.avg_pool2d_backward(v, like, *sizes, False, True, None)
+        return torch.ops.aten.avg_pool2d_backward(v, like, *map(list, self.sizes), False, True, None)
 
 
 @dataclass(frozen=True)
@@ -213,8 +216,7 @@ class MaxPool2d(_Pool):
     def select(self, link: Linked, post: Shape) -> Linked:
         from physnet.convolved import PooledLink
 
-        kernel, steps, padding = ([*pair("", value, 0)] for value in (self.kernel, self.steps, self.padding))
-        return PooledLink(link, post, (kernel, steps, padding))
+        return PooledLink(link, post, self.sizes)
 
 
 @dataclass(frozen=True)

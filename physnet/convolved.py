@@ -10,7 +10,7 @@ link.correlate(u, S_u^T v, w).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +19,7 @@ from torch.nn.grad import conv2d_weight
 
 from physnet.connections import Linked, RealLink, Selecting, Shape
 from physnet.kept import Kept
-from physnet.layout import arranged
+from physnet.layout import arranged, repeat
 from physnet.unfolded import Unfolded
 
 aten = torch.ops.aten
@@ -162,9 +162,9 @@ class PooledLink(Selecting):
         sizes: kernel, stride and padding of its windows, each a pair.
     """
 
-    def __init__(self, link: Linked, post: Shape, sizes: tuple[list[int], list[int], list[int]]) -> None:
+    def __init__(self, link: Linked, post: Shape, sizes: Iterable[tuple[int, int]]) -> None:
         super().__init__(link.pre, post)
-        self.link, self.sizes = RealLink(link), (*sizes, [1, 1])
+        self.link, self.sizes = RealLink(link), (*map(list, sizes), [1, 1])
         self._here, self._moved, self._shifted, self._full = Kept(), Kept(), Kept(), Kept()
 
     # ---------------------------------------------------------------- in states
@@ -192,8 +192,9 @@ class PooledLink(Selecting):
     def _spread(self, v: Tensor, windows: Windows) -> Tensor:
         """S^T v: every value at the place of its winner, zero elsewhere; a clamped v is the same in every phase."""
         phases = windows.winners.shape[0] // v.shape[0]
-        v = v if phases == 1 else v.repeat(phases, 1, 1, 1)
-        return aten.max_pool2d_with_indices_backward(v, windows.values, *self.sizes, False, windows.winners)
+        return aten.max_pool2d_with_indices_backward(
+            repeat(v, phases), windows.values, *self.sizes, False, windows.winners
+        )
 
     # ---------------------------------------------------------------- in displacements
 

@@ -112,7 +112,7 @@ def penalty_rules(plan: Plan, tensor: str, entry: sp.Symbol) -> Iterator[Sum]:
 def users(plan: Plan, tensor: str) -> list[tuple[str, str]]:
     """Every owner and parameter that a tensor is used by, the owner of the tensor first."""
     named = [(owner, key) for owner, specs in plan.graph.owners().items() for key in specs]
-    found = [(owner, key) for owner, key in named if plan.ties.get(f"{owner}.{key}", f"{owner}.{key}") == tensor]
+    found = [(owner, key) for owner, key in named if plan.tensor_of(owner, key) == tensor]
     return sorted(found, key=lambda user: ".".join(user) != tensor)
 
 

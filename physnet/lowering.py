@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import combinations, product
 from typing import NamedTuple, cast
 
@@ -168,6 +169,16 @@ class Plan:
     def external(self) -> tuple[External, ...]:
         """All costs that aren't sums over the units of their node."""
         return tuple(external for plan in self.nodes.values() for external in plan.external)
+
+    def tensor_of(self, owner: str, key: str) -> str:
+        """The name of the tensor that a parameter stands for: its own, or the one that it shares."""
+        name = f"{owner}.{key}"
+        return self.ties.get(name, name)
+
+    @cached_property
+    def winners_move(self) -> bool:
+        """Whether a free node decides the winners of an edge that selects."""
+        return any(plan.selects and plan.edge.pre in self.nodes for plan in self.edges.values())
 
     @property
     def warnings(self) -> tuple[str, ...]:

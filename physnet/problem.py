@@ -123,7 +123,7 @@ class Problem:
         weights = dict(self.parameters)
         for plan in self.model.plan.edges.values():
             for key in plan.edge.parameters if plan.separated is not None else ():
-                name = self.model.plan.ties.get(f"{plan.edge.name}.{key}", f"{plan.edge.name}.{key}")
+                name = self.model.plan.tensor_of(plan.edge.name, key)
                 value = weights[name]
                 if value.dim() >= 2:
                     weights[name] = arranged(value.detach().to(dtype))

@@ -115,7 +115,7 @@ class Progress:
         return False
 
     def plan(self, sweep: int, distance: float, rate: float) -> None:
-        """When to measure again, and by how much to over-relax until then."""
+        """When to measure again."""
         if not (0 < rate < 1 and math.isfinite(distance)):
             self.foreseen = math.inf
             return

@@ -50,8 +50,7 @@ class Vocabulary:
 
     def tensor_of(self, owner: str, key: str) -> str:
         """The name of the tensor that a parameter stands for: its own, or the one that it shares."""
-        name = f"{owner}.{key}"
-        return self.plan.ties.get(name, name)
+        return self.plan.tensor_of(owner, key)
 
     def tensor(self, owner: str, key: str) -> str:
         return f'p["{self.tensor_of(owner, key)}"]'
