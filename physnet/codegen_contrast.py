@@ -54,17 +54,7 @@ class ContrastEmitter(Displacements):
         terms: list[str] = []
         for factor, products in contrast_products(plan, parameter).items():
             stacked = ", ".join(self.product(plan, product) for product in products)
-            printed = self.print(factor, self.edge_symbols(plan))
-            # a scalar that multiplies a tensor has one slope per pair, which are summed
-            each = edge.parameters[parameter].shape == "scalar" and any(
-                edge.parameters[str(item)].shape != "scalar" for item in factor.free_symbols
-            )
-            term = f"{edge.name}_edge.correlate(*phases.stack({stacked}), {printed if each else weight})"
-            if factor != 1:
-                term = f"({printed})*{term}"
-            if each:
-                term = f"({term}).sum()"
-            terms.append(term)
+            terms.append(self.correlation(plan, parameter, factor, f"*phases.stack({stacked})"))
         self.out(f"return {' + '.join(terms) or f'0*{weight}'}")
 
     def mixed_contrast(self, plan: EdgePlan, slope: sp.Expr, weight: str) -> None:

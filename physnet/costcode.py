@@ -166,12 +166,17 @@ class CostEmitter(Vocabulary):
     @cached_property
     def sums(self) -> dict[str, list[tuple[str, str]]]:
         """The tensors whose contrast has several parts, and the owners and parameters of these."""
+        penalised = {name for item in self.plan.penalties for name in item.tensors.values()}
+        return {name: parts for name, parts in self.users.items() if len(parts) > 1 or name in penalised}
+
+    @cached_property
+    def users(self) -> dict[str, list[tuple[str, str]]]:
+        """The owners, and their parameters, that every tensor stands for."""
         users: dict[str, list[tuple[str, str]]] = {}
         for owner, specs in self.plan.graph.owners().items():
             for key in specs:
                 users.setdefault(self.tensor_of(owner, key), []).append((owner, key))
-        penalised = {name for item in self.plan.penalties for name in item.tensors.values()}
-        return {name: parts for name, parts in users.items() if len(parts) > 1 or name in penalised}
+        return users
 
     def summed_contrasts(self) -> None:
         """Contrasts of tied tensors add; so does the slope of regularisers, which is the same in all phases."""
