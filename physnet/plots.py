@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from physnet.displaced import nudge
 from physnet.learning import EquilibriumPropagation
+from physnet.nudging import nudge
 from physnet.problem import Problem, State
 from physnet.randomness import stream
 from physnet.relaxation import Relaxation, StoppingRule, initial_state, run
