@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 
-from physnet.arrays import unreadable
 from physnet.errors import DataError
 from physnet.streaming import Files
 
@@ -118,7 +117,10 @@ def _index(path: Path) -> Iterator[tuple[str, _Member]]:
     except DataError:
         raise
     except Exception as problem:  # readers stumble over damaged files in many ways
-        raise unreadable(f"{path}, a tar archive that isn't packed,", problem) from None
+        reason = next(iter(str(problem).splitlines()), type(problem).__name__)
+        raise DataError(
+            f"{path}: can't be read as a tar archive ({reason}); fetch it again, and unpack it if it is compressed"
+        ) from None
     if not found:
         raise DataError(f"{path} holds no <key>.jpg with <key>.cls; write it as WebDataset does")
     for key, member in found.items():

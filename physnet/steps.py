@@ -6,7 +6,7 @@ gradient of a step = mean over its samples, whichever process and batch they are
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -96,9 +96,12 @@ class Steps:
         Arguments:
             order: numbers of the samples, one step after the other.
         """
-        size = self.settings.batch
-        parts = (part for step in order.split(size * self.settings.accumulate) for part in step.split(size))
-        self.data.expect([part[self._share(part).rows] for part in parts], self.position.epoch)
+        self.data.expect(self.shares(order.split(self.settings.batch * self.settings.accumulate)), self.position.epoch)
+
+    def shares(self, steps: Iterable[Tensor]) -> list[Tensor]:
+        """What this process picks in these steps, batch by batch."""
+        parts = (part for step in steps for part in step.split(self.settings.batch))
+        return [part[self._share(part).rows] for part in parts]
 
     def take(self, rows: Tensor) -> float:
         """One step over the samples with these numbers, in as many batches as they make.

