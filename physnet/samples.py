@@ -109,6 +109,9 @@ class Samples(ABC):
     def expect(self, batches: Sequence[Tensor], epoch: int = 0) -> None:  # noqa: B027 - most have nothing to do
         """Say what will be picked next, so that it may be read ahead."""
 
+    def close(self) -> None:  # noqa: B027 - most have nothing to do
+        """Let go of what reads ahead, until something is expected again."""
+
     def lost(self, rows: Tensor) -> int:
         """How many of these samples, which have been picked, couldn't be read."""
         return 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 import warnings
+import weakref
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 Request = tuple[int, list[int]]
 """An epoch and the numbers of the samples that are wanted."""
+Batch = tuple["Tensor", list[int], dict[int, str]]
+"""Images as bytes, the numbers of the samples they are, and why others can't be read."""
 NAMED = 10
 """How many unreadable images are named."""
 
@@ -76,8 +79,6 @@ class Streamed(Samples):
     training: bool = True
     reading: Reading | None = None
     unreadable: dict[int, str] = field(default_factory=dict, init=False)
-    _plan: deque[Request] = field(default_factory=deque, init=False)
-    _coming: Iterator[Any] = field(default_factory=lambda: iter(()), init=False)
 
     @property
     def count(self) -> int:
@@ -113,32 +114,20 @@ class Streamed(Samples):
     # ------------------------------------------------------------------------ reading
 
     def expect(self, batches: Sequence[Tensor], epoch: int = 0) -> None:
-        if not self._reader.reading.workers:
-            return  # nobody could read ahead
-        requests = [(epoch, rows.tolist()) for rows in batches]
-        self._plan = deque(requests)
-        self._requests.coming = requests
-        self._coming = iter(self._loader)
+        if self._reader.reading.workers:
+            self._ahead.expect([(epoch, rows.tolist()) for rows in batches])
 
     def pick(self, rows: Tensor, epoch: int = 0) -> dict[str, Tensor]:
         import torch
 
-        images, shown, failures = self._read((epoch, rows.tolist()))
+        request = (epoch, rows.tolist())
+        images, shown, failures = self._ahead.take(request) or self._reader[request]
         self._note(failures)
         labels = torch.from_numpy(self.files.labels[self.rows[shown]]).to(self._reader.reading.device)
         return dict(zip(self.labels, (as_inputs(images, self.scale, self._reader.reading), labels), strict=True))
 
-    def _read(self, request: Request) -> tuple[Tensor, list[int], dict[int, str]]:
-        """What was read ahead, or is read now."""
-        if not self._plan or self._plan[0] != request:
-            return self._reader[request]
-        self._plan.popleft()
-        try:
-            return next(self._coming)
-        except RuntimeError as problem:  # from the loader: what happens to a single image comes back as a failure
-            reason = next(iter(str(problem).splitlines()), type(problem).__name__)
-            fix = "perhaps for want of memory: try fewer train.workers, or 0"
-            raise DataError(f"{self.files.where}: a process that reads images died ({reason}), {fix}") from None
+    def close(self) -> None:
+        self._ahead.close()
 
     @cached_property
     def _reader(self) -> _Reader:
@@ -146,27 +135,11 @@ class Streamed(Samples):
         return _Reader(self.files, self.rows, self.decoder, self.training, self.allowed, self.reading)
 
     @cached_property
-    def _requests(self) -> _Requests:
-        return _Requests()
-
-    @cached_property
-    def _loader(self) -> Any:
-        """Processes that stay from epoch to epoch; each decodes whole batches."""
-        import torch
-        from torch.utils.data import DataLoader
-
-        reading = self._reader.reading
-        return DataLoader(
-            self._reader,  # pyright: ignore[reportArgumentType]
-            batch_size=None,
-            sampler=self._requests,
-            num_workers=reading.workers,
-            persistent_workers=True,
-            collate_fn=_as_it_is,
-            worker_init_fn=_leave_signals,
-            pin_memory=reading.device.type == "cuda",
-            generator=torch.Generator(),  # so that no random number of anybody else is drawn
-        )
+    def _ahead(self) -> _Ahead:
+        ahead = _Ahead(self._reader)
+        # at once, and not when cycles are looked for: then queues are closed before processes are told to end
+        weakref.finalize(self, ahead.close)
+        return ahead
 
     # ------------------------------------------------------------------------ what can't be read
 
@@ -219,7 +192,7 @@ class _Reader:
     allowed: int
     reading: Reading
 
-    def __getitem__(self, request: Request) -> tuple[Tensor, list[int], dict[int, str]]:
+    def __getitem__(self, request: Request) -> Batch:
         """Images as bytes, [found, 3, size, size], the numbers of those shown, and why others can't be."""
         import torch
 
@@ -252,6 +225,57 @@ class _Reader:
 
         generator = stream(self.reading.seed, "window", epoch, int(self.rows[number]))
         return torch.rand(DRAWS, generator=generator, dtype=torch.float64).tolist()
+
+
+class _Ahead:
+    """Processes that read what is expected; they stay from epoch to epoch, and each of them decodes whole batches.
+
+    Arguments:
+        reader: what they do.
+    """
+
+    def __init__(self, reader: _Reader) -> None:
+        self.reader, self.plan, self.coming = reader, deque[Request](), iter(())
+        self.loader: Any = None
+
+    def expect(self, requests: Sequence[Request]) -> None:
+        """Begin to read; what was expected before is given up."""
+        import torch
+        from torch.utils.data import DataLoader
+
+        reading, self.plan = self.reader.reading, deque(requests)
+        if self.loader is None:
+            self.requests = _Requests()
+            self.loader = DataLoader(
+                self.reader,  # pyright: ignore[reportArgumentType]
+                batch_size=None,
+                sampler=self.requests,
+                num_workers=reading.workers,
+                persistent_workers=True,
+                collate_fn=_as_it_is,
+                worker_init_fn=_leave_signals,
+                pin_memory=reading.device.type == "cuda",
+                generator=torch.Generator(),  # so that no random number of anybody else is drawn
+            )
+        self.requests.coming = requests
+        self.coming = iter(self.loader)
+
+    def take(self, request: Request) -> Batch | None:
+        """What was read ahead; `None` if something else is next."""
+        if not self.plan or self.plan[0] != request:
+            return None
+        self.plan.popleft()
+        try:
+            return next(self.coming)
+        except RuntimeError as problem:  # what happens to a single image comes back as a failure
+            reason = next(iter(str(problem).splitlines()), type(problem).__name__)
+            fix = "perhaps for want of memory: try fewer train.workers, or 0"
+            raise DataError(f"{self.reader.files.where}: a process that reads images died ({reason}), {fix}") from None
+
+    def close(self) -> None:
+        """Let the processes end."""
+        self.plan.clear()
+        self.coming, self.loader = iter(()), None
 
 
 class _Requests:

@@ -214,6 +214,9 @@ class Trainer:
                 self.folder.write_parameters(self.model.state_dict(), best=best_epoch(self.history) is metrics)
             self.save()
             yield metrics
+        for samples in (self.train, self.test, self.validation):
+            if samples is not None:
+                samples.close()
         if self.board is not None:
             self.board.close()
 
