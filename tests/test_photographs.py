@@ -227,6 +227,23 @@ def test_imagenet_has_a_thousand_classes(folder: Path) -> None:
         load_data({"imagenet": {"folder": str(folder)}})
 
 
+@pytest.mark.parametrize("archived", [False, True])
+def test_imagenet_is_read_from_folders_or_archives(tmp_path: Path, archived: bool) -> None:
+    content = photos.photograph(0)
+    for part in ("train", "val"):
+        if archived:
+            with tarfile.open(tmp_path / f"{part}-000.tar", "w") as archive:
+                for number in range(1000):
+                    photos.add(archive, f"{number:04d}.JPEG", content)
+                    photos.add(archive, f"{number:04d}.cls", str(number).encode())
+        else:
+            photos.write_folder(tmp_path, {f"{part}/n{number:08d}/0.JPEG": content for number in range(1000)})
+    data = load_data({"imagenet": {"folder": str(tmp_path), "limit": 500}})
+    assert (data.train.count, data.test.count) == (500, 1000)
+    found = data.test.ready(READING).pick(torch.tensor([999]))
+    assert (found["x"].shape, found["y"].tolist()) == ((1, 3, 224, 224), [999])
+
+
 def packed(folder: Path) -> None:
     with tarfile.open(folder / "train-001.tar", "w:gz") as archive:
         photos.add(archive, "a.jpg", b"")
