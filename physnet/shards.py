@@ -99,7 +99,7 @@ def _index(path: Path) -> Iterator[tuple[str, _Member]]:
     """The keys of an archive and what belongs to them."""
     found: dict[str, _Member] = {}
     try:
-        with tarfile.open(path, "r:") as tar:
+        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for item in tar:
                 if not item.isreg():
                     continue
@@ -110,10 +110,9 @@ def _index(path: Path) -> Iterator[tuple[str, _Member]]:
                     member = found.setdefault(key, _Member())
                     member.offset, member.size = item.offset_data, item.size
                 elif kind == CLASS:
-                    content = tar.extractfile(item)
-                    found.setdefault(key, _Member()).label = _label(
-                        path, item.name, content.read(32) if content else b""
-                    )
+                    file.seek(item.offset_data)  # quicker than a file object for every class
+                    text = file.read(min(item.size, 32))
+                    found.setdefault(key, _Member()).label = _label(path, item.name, text)
     except DataError:
         raise
     except Exception as problem:  # readers stumble over damaged files in many ways
