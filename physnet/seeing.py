@@ -55,7 +55,7 @@ def simulate(
     from physnet.simulation import simulate as follow
 
     experiment, model = trainer.experiment, trainer.energy
-    batch = {name: value[:samples] for name, value in trainer.test.items()}
+    batch = trainer.test.first(samples)
     initial = experiment.relax.initial
     settings = Simulation(duration, initial="zero" if initial == "previous" else initial)
     target = {name: batch[name] for name in model.targets} if nudged else None
