@@ -22,6 +22,7 @@ import sympy as sp
 
 from physnet.codegen import headed
 from physnet.costcode import CostEmitter
+from physnet.differences import Move, difference
 from physnet.expressions import clip, derivative, relu, symbol, write
 from physnet.layers import A, Layer, Layers
 from physnet.lowering import Source
@@ -55,6 +56,10 @@ class LayerEmitter(CostEmitter):
             self.learn(tensor)
             self.shape(tensor)
         self.cost()
+        for name in dict.fromkeys(cost.node for cost in self.plan.graph.costs):
+            self.cost_slope(name)
+        for tensor in self.plan.graph.tensors():
+            self.judged(tensor)
 
     # ------------------------------------------------------------ forwards
 
@@ -79,18 +84,31 @@ class LayerEmitter(CostEmitter):
         self.out(f"return {self.print(layer.slope, symbols)}{none}")
         self.out.function(f"through_{name}(p, a, v)", "f'(a) v")
         self.out(f"return {self.through(layer, symbols)}")
+        self.out.function(f"difference_{name}(p, a, d)", "f(a + d) - f(a), without loss where d is small.")
+        self.out(f"return {self.difference(layer, symbols)}")
 
     def through(self, layer: Layer, symbols: Names) -> str:
         """f'(a) v, in one pass over memory where there is one."""
-        f = layer.activation
-        if f == A:
+        if layer.activation == A:
             return "v"
-        if f == relu(A):
+        if layer.activation == relu(A):
             return "through_relu(v, a)"
+        bounds = self.bounds(layer)
+        return f"through_clip(v, a, {bounds})" if bounds else f"({self.print(layer.slope, symbols)})*v"
+
+    def difference(self, layer: Layer, symbols: Names) -> str:
+        bounds = self.bounds(layer)
+        if bounds:
+            return f"clip_difference(a, d, {bounds})"
+        change = difference(layer.activation, {A: Move(A, _CHANGE, cast(sp.Expr, A + _CHANGE))})
+        return self.print(change, symbols, {_CHANGE: "d"})
+
+    def bounds(self, layer: Layer) -> str:
+        """Those of an activation that clips its drive to numbers; empty for others."""
+        f = layer.activation
         if isinstance(f, clip) and f.args[0] == A and f.args[1].is_number and f.args[2].is_number:
-            lo, hi = (self.print(cast(sp.Expr, bound)) for bound in f.args[1:])
-            return f"through_clip(v, a, {lo}, {hi})"
-        return f"({self.print(layer.slope, symbols)})*v"
+            return ", ".join(self.print(cast(sp.Expr, bound)) for bound in f.args[1:])
+        return ""
 
     # ------------------------------------------------------------ backwards
 
@@ -173,5 +191,40 @@ class LayerEmitter(CostEmitter):
             value = f"({self.print(slope, self.node_symbols(owner), table or {})})*{value}"
         return f"rows_onto({value}, {self.tensor(owner, key)})"
 
+    # ------------------------------------------------------------ costs
+
+    def cost_slope(self, name: str) -> None:
+        plan, state = self.plan.nodes[name], self.state(name)
+        self.out.function(f"cost_slope_{name}(p, s, y)", f"dC/d{name}")
+        slope = derivative(plan.separable, X)
+        terms = [] if slope == 0 else [self.per_unit(slope, name)]
+        terms += [f"{self.print(item.cost.factor)}*tilt_{item.index}(p, s, y)" for item in plan.external]
+        self.out(f"return {' + '.join(terms) or f'0*{state}'}")
+
+    def judged(self, tensor: str) -> None:
+        """What a cost itself says about a parameter: of its term, of its readout, or of a regulariser."""
+        terms = [term for owner, key in self.users[tensor] for term in self.judgements(owner, key)]
+        slope = self.penalty_slope(tensor)
+        if slope:
+            terms.append(f"len({self.state(next(iter(self.plan.nodes)))})*({slope})")
+        if terms:
+            owner, key = tensor.split(".")
+            self.out.function(f"judged_{owner}__{key}(p, s, y)", f"dC/d{tensor}, over all rows, states held.")
+            self.out(f"return {' + '.join(terms)}")
+
+    def judgements(self, owner: str, key: str) -> list[str]:
+        weight = self.tensor(owner, key)
+        for item in self.plan.external:
+            if item.cost.readout is not None and item.cost.readout.name == owner:
+                slope = f"{self.print(item.cost.factor)}*slope_{item.index}(p, s, y)"
+                if key == "b":
+                    return [f"rows_onto({slope}, {weight})"]
+                return [f"{owner}_edge.correlate({self.state(item.cost.node)}, {slope}, {weight})"]
+        plan = self.plan.nodes.get(owner)
+        slope = sp.Integer(0) if plan is None else derivative(plan.separable, symbol(key))
+        return [] if slope == 0 else [f"rows_onto({self.per_unit(slope, owner)}, {weight})"]
+
+
+_CHANGE = sp.Symbol("change of a", real=True)
 
 __all__ = ["LayerEmitter", "generate_layers"]

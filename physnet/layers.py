@@ -61,7 +61,7 @@ class Layers:
     """The layers of a graph.
 
     Arguments:
-        plan: what they were made of; costs, ties and the names of tensors are found there.
+        plan: what they were made of, directed; costs, ties and the names of tensors are found there.
         nodes: the layers of the free nodes, by name, each behind all that it hears of.
     """
 
@@ -85,6 +85,13 @@ class Layers:
             for key in layer.node.parameters
         )
 
+    def bend(self, name: str) -> float | None:
+        """d^2C/dx^2 of a node that passes on its drive, if it is a number: then nudged states have a closed form."""
+        node = self.plan.nodes[name]
+        second = sp.simplify(derivative(derivative(node.separable, X), X))
+        plain = self.nodes[name].activation == A and not node.external
+        return float(second) if plain and second.is_number and second >= 0 else None
+
 
 def layers(plan: Plan) -> Layers:
     """The layers of a plan.
@@ -93,7 +100,7 @@ def layers(plan: Plan) -> Layers:
         DeclarationError: with a cycle, and every node that is no layer.
     """
     directed = feed_forward(plan, _objection)
-    return Layers(plan, {name: _of_energy(node) for name, node in directed.nodes.items()})
+    return Layers(directed, {name: _of_energy(node) for name, node in directed.nodes.items()})
 
 
 # --------------------------------------------------------------------------- from phi(x) - a x

@@ -83,6 +83,11 @@ class Engine(nn.Module):
         raise NotImplementedError
 
     @property
+    def nudge(self) -> float | None:
+        """The size of the nudge, of engines that have one."""
+        return None
+
+    @property
     def carried(self) -> State:
         """The states of the last batch, where the next one starts from them."""
         return {}
@@ -182,6 +187,10 @@ class EquilibriumPropagation(Engine):
             generator = stream(self.seed, "initial", self.batches)
             start = initial_state(problem, self.relaxation.initial, generator, self.previous, self.share)
             return run(problem, start, self.relaxation)
+
+    @property
+    def nudge(self) -> float:
+        return self.beta
 
     @property
     def carried(self) -> State:

@@ -1,0 +1,295 @@
+"""Dual propagation: every unit holds two states, whose difference is its error and whose mean it sends on.
+
+    s+ = f(a + up D),  s- = f(a - down D),    a = sum of connection(mean) + bias,  D = adjoint(s+ - s-) - beta dC/dx
+    dL/dtheta = -1/beta <s+ - s-, da/dtheta>                        (arXiv 2302.01228, 2402.08573)
+
+There is one phase. A state is kept as s- and the difference s+ - s-, which is worked out from D itself and never by
+subtracting one state from the other: a nudge may be as small as one likes. This is a reference rule: the published
+Lagrangian variant is no stationary point of a scalar.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from physnet.dyads import DualSettings
+from physnet.errors import DeclarationError, Fault
+from physnet.expressions import clip, relu, write
+from physnet.layered import Layered
+from physnet.layers import A
+from physnet.learning import Engine, Record
+from physnet.model import EnergyModel
+from physnet.problem import Problem, State
+from physnet.relaxation import Equilibrium, full_precision
+
+POWER_ITERATIONS = 20
+"""Steps that find the norm of the weights above a layer."""
+
+
+class Dyads:
+    """The paired states of a batch.
+
+    Arguments:
+        net: the layers.
+        settings: how states follow from drives.
+        problem: the batch.
+
+    Attributes:
+        mean: alpha s+ + (1 - alpha) s-, by node, with the states of clamped nodes.
+        drive: a, by node.
+        difference: s+ - s-, by node.
+        pushed: D, by node.
+    """
+
+    def __init__(self, net: PairedNet, settings: DualSettings, problem: Problem) -> None:
+        self.net, self.settings, self.problem = net, settings, problem
+        self.functions, self.p = net.functions, problem.parameters
+        self.fixed = net.fixed(problem)
+        self.mean, self.drive = net.run(problem, self.fixed)
+        self.lower: State = {}
+        self.difference: State = {}
+        self.pushed: State = {}
+
+    def pair(self, targets: Mapping[str, Tensor]) -> None:
+        """Nudge the outputs and sweep."""
+        names = list(self.net.layers.nodes)
+        if self.settings.directions[0] > 0 or self.settings.damped:  # some nodes hear of those that had no turn yet
+            self.difference = {name: torch.zeros_like(self.mean[name]) for name in names}
+            for name in self.net.judged:
+                self.update(name, targets)
+        for direction in self.settings.directions:
+            for name in names[::direction]:
+                if direction > 0:
+                    self.drive[name] = self.net.drive(self.problem, name, self.mean, self.fixed)
+                self.update(name, targets)
+
+    def update(self, name: str, targets: Mapping[str, Tensor]) -> None:
+        """The pair of one node, given its drive and the pairs above."""
+        push = self.push(name, targets)
+        if push is None:
+            self.difference[name] = torch.zeros_like(self.mean[name])
+            return
+        a, settings, bend = self.drive[name], self.settings, self.net.bends.get(name)
+        self.pushed[name] = push
+        if bend is not None and not settings.fast:
+            up, down = (side / (1 + sign * side * settings.beta * bend) for side, sign in self.sides)
+            self.settle(name, torch.add(a, push, alpha=-down), push * (up + down))
+            return
+        low, apart = torch.add(a, push, alpha=-settings.down), push
+        if settings.damped:
+            rate = self.damping(name)
+            low = torch.lerp(low, self.lower.get(name, self.mean[name]), rate)
+            apart = torch.lerp(apart, self.difference[name], rate)
+        apart = self.functions[f"difference_{name}"](self.p, low, apart)
+        if settings.fast:
+            self.difference[name] = apart
+        else:
+            self.settle(name, self.functions[f"activation_{name}"](self.p, low), apart)
+
+    @property
+    def sides(self) -> tuple[tuple[float, int], tuple[float, int]]:
+        return (self.settings.up, 1), (self.settings.down, -1)
+
+    def settle(self, name: str, lower: Tensor, difference: Tensor) -> None:
+        self.difference[name] = difference
+        self.mean[name] = torch.add(lower, difference, alpha=self.settings.alpha)
+        if self.settings.damped:
+            self.lower[name] = lower
+
+    def push(self, name: str, targets: Mapping[str, Tensor]) -> Tensor | None:
+        """D of a node; `None` if nothing comes back to it."""
+        push = None
+        if name in self.net.hearing:
+            push = self.functions[f"feedback_{name}"](self.problem.weights, self.mean, self.difference)
+        if name in self.net.judged:
+            predicted = self.functions[f"activation_{name}"](self.p, self.drive[name])
+            slope = self.functions[f"cost_slope_{name}"](self.p, {**self.mean, name: predicted}, targets)
+            nudge = slope * -self.settings.beta
+            push = nudge if push is None else push + nudge
+        return push
+
+    def damping(self, name: str) -> Tensor | float:
+        """L/(1 + L), L = max(0, (|W|^2 - 1)/2), where W makes the drives above of the states of a node; per row."""
+        if name not in self.net.hearing:
+            return 0.0
+        children = dict.fromkeys(layer.node.name for layer, _ in self.net.layers.children(name))
+        with torch.enable_grad():
+            q = {child: torch.randn_like(self.mean[child]).requires_grad_() for child in children}
+            back = self.functions[f"feedback_{name}"](self.problem.weights, self.mean, q)
+        axes, square = tuple(range(1, back.dim())), torch.ones((), dtype=back.dtype, device=back.device)
+        v = back.detach()
+        for _ in range(POWER_ITERATIONS):
+            v = v / torch.linalg.vector_norm(v, dim=axes, keepdim=True).clamp_min(torch.finfo(v.dtype).tiny)
+            forth = torch.autograd.grad(back, list(q.values()), v, retain_graph=True)
+            v = self.functions[f"feedback_{name}"](self.problem.weights, self.mean, dict(zip(q, forth, strict=True)))
+            square = torch.linalg.vector_norm(v, dim=axes, keepdim=True)
+        excess = ((square - 1) / 2).clamp_min(0)
+        return excess / (1 + excess)
+
+    # ---------------------------------------------------------------- what is learnt
+
+    def gradients(self, names: Iterable[str], targets: Mapping[str, Tensor], scale: Tensor) -> dict[str, Tensor]:
+        """scale * dL/dtheta of the mean cost, for parameters and clamped nodes by name."""
+        share = scale / self.problem.rows
+        factor = -share / self.settings.beta
+        q = {name: value * factor for name, value in self.difference.items()}
+        shaped = any(name.startswith("shape_") for name in self.functions)
+        v = {name: value * factor for name, value in self.pushed.items()} if shaped else {}
+        found: dict[str, Tensor] = {}
+        for name in names:
+            if name in self.net.inputs:
+                if name in self.net.hearing:
+                    found[name] = self.functions[f"feedback_{name}"](self.p, self.mean, q)
+                continue
+            key = name.replace(".", "__")
+            parts = [
+                function(*given)
+                for kind, given in (("learn", (self.p, self.mean, q)), ("shape", (self.p, self.drive, v)))
+                if (function := self.functions.get(f"{kind}_{key}")) is not None
+            ]
+            judged = self.functions.get(f"judged_{key}")
+            if judged is not None:
+                parts.append(judged(self.p, self.mean, targets) * share)
+            found[name] = sum(parts[1:], parts[0]) if parts else torch.zeros_like(self.p[name])  # pyright: ignore
+        return found
+
+
+class PairedNet(Layered):
+    """Layers, with what dual propagation asks of them.
+
+    Arguments:
+        model: the compiled energy.
+        settings: checked against the costs and activations.
+
+    Raises:
+        DeclarationError: also for nudges that are too strong for a cost, and damping where it is not known.
+    """
+
+    judged: tuple[str, ...]
+    """The nodes that carry a cost."""
+    hearing: frozenset[str]
+    """The nodes that others hear of, to which differences come back."""
+    bends: dict[str, float]
+    """The curvature of costs for which nudged outputs have a closed form."""
+
+    def __init__(self, model: EnergyModel, settings: DualSettings) -> None:
+        super().__init__(model)
+        self.judged = tuple(dict.fromkeys(cost.node for cost in self.graph.costs))
+        self.hearing = frozenset(node.name for node in self.graph.nodes() if self.layers.children(node.name))
+        bends = {name: self.layers.bend(name) for name in self.judged}
+        self.bends = {name: bend for name, bend in bends.items() if bend is not None}
+        for name, bend in self.bends.items():
+            if settings.down * settings.beta * bend >= 1:
+                message = (
+                    f"beta = {settings.beta:g} nudges s- of '{name}' without bound: its cost has curvature {bend:g}"
+                )
+                raise DeclarationError(
+                    Fault(message, f"use a beta below {1 / (settings.down * bend):g}", ("learn", "beta"))
+                )
+        if settings.damped:
+            for name, layer in self.layers.nodes.items():
+                f = layer.activation
+                if f not in (A, relu(A)) and not (isinstance(f, clip) and f.args[0] == A):
+                    message = f"damping knows activations that clip their drive, not {write(f)} of '{name}'"
+                    fault = Fault(message, "leave damped out", ("learn", "options", "damped"))
+                    raise DeclarationError(fault)
+
+
+class DualPropagation(Engine):
+    """Dual propagation: `loss = engine(image=x, target=y); loss.backward()`.
+
+    Arguments:
+        model: the compiled energy, whose tensors are trained.
+        settings: alpha, beta, variant and sweeps.
+        seed: taken for the sake of other engines; nothing is drawn.
+        precision: of its products: `bfloat16` rounds weights; `None` and `float32` leave them alone.
+
+    Raises:
+        DeclarationError: for energies without cost, graphs with cycles, and nodes that are no layers.
+    """
+
+    def __init__(
+        self,
+        model: EnergyModel,
+        settings: DualSettings | None = None,
+        seed: int = 0,
+        precision: str | None = None,
+    ) -> None:
+        settings = settings or DualSettings()
+        super().__init__(PairedNet(model, settings), seed)
+        self.settings, self.precision = settings, precision
+
+    @property
+    def nudge(self) -> float:
+        return self.settings.beta
+
+    @property
+    def net(self) -> PairedNet:
+        """The layers."""
+        return cast(PairedNet, self.model)
+
+    def forward(self, *, step: int | None = None, **batch: Tensor) -> Tensor:
+        """The mean cost of a batch, differentiable once."""
+        self.count(step)
+        inputs, targets = self.parted(batch)
+        leaves = (*inputs.values(), *self.model.tensors.values())
+        with full_precision(self.model.device):
+            return _Pair.apply(self, inputs, targets, torch.is_grad_enabled(), *leaves)  # pyright: ignore
+
+    def settle(self, inputs: Mapping[str, Tensor], rows: int | None = None) -> Equilibrium:
+        """The states of a batch after one pass."""
+        with torch.no_grad(), full_precision(self.model.device):
+            problem = self.batch(inputs, rows)
+            state, _ = self.net.run(problem, self.net.fixed(problem))
+            return self.net.passed(problem, {name: state[name] for name in self.net.layers.nodes})
+
+    def batch(self, inputs: Mapping[str, Tensor], rows: int | None) -> Problem:
+        """A batch, with weights in the precision of products."""
+        problem = self.net.empty(inputs, rows)
+        return problem.rounded(torch.bfloat16) if self.precision == "bfloat16" else problem
+
+
+class _Pair(torch.autograd.Function):
+    """(inputs, parameters) -> mean cost after one pass; backward: what the pairs say."""
+
+    @staticmethod
+    def forward(ctx: Any, engine: DualPropagation, inputs: Any, targets: Any, learns: bool, *leaves: Tensor) -> Tensor:
+        problem = engine.batch(inputs, None if inputs else len(next(iter(targets.values()), ())))
+        dyads = Dyads(engine.net, engine.settings, problem)
+        states = {name: dyads.mean[name] for name in engine.net.layers.nodes}
+        wanted = engine.model.as_targets(targets, problem.rows)
+        cost = engine.model.functions["cost"](problem.parameters, states, wanted)
+        engine.last = Record(engine.net.passed(problem, states), None, (), cost)
+        if learns and any(ctx.needs_input_grad):
+            ctx.save_for_backward(*leaves)  # torch then notices parameters that change before backward
+            ctx.names = [*inputs, *engine.model.tensors]
+            ctx.dyads, ctx.targets = dyads, wanted
+            dyads.pair(wanted)
+        return cost.mean()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        dyads: Dyads = ctx.dyads
+        values = dict(zip(ctx.names, ctx.saved_tensors, strict=True))
+        needed = [name for name, need in zip(ctx.names, ctx.needs_input_grad[4:], strict=True) if need]
+        with full_precision(dyads.net.device):
+            found = dyads.gradients(needed, ctx.targets, grad_outputs[0])
+            for name in found.keys() & dyads.net.inputs.keys():
+                found[name] = dyads.net.decode_gradient(name, values[name], found[name])
+        return (None, None, None, None, *(found.get(name) for name in ctx.names))
+
+
+def dual_propagation(
+    model: EnergyModel, seed: int = 0, precision: str | None = None, settings: DualSettings | None = None
+) -> DualPropagation:
+    """Dual propagation on the layers of an energy."""
+    return DualPropagation(model, settings, seed, precision)
+
+
+__all__ = ["DualPropagation", "Dyads", "PairedNet", "dual_propagation"]
