@@ -68,11 +68,18 @@ class LayerEmitter(CostEmitter):
         bias = [] if layer.bias == 0 else [self.print(layer.bias, self.node_symbols(name))]
         if layer.fixed:
             self.out.function(f"fixed_{name}(p, s)", f"The drive of {name} from clamped nodes and parameters alone.")
-            self.out(f"return {' + '.join([self.sum_of(layer.fixed), *bias])}")
+            self.out(f"return {self.affine(layer.fixed, bias)}")
             bias = [f'k["{name}"]']
         self.out.function(f"drive_{name}(p, s, k)", f"a of {name}.")
-        terms = [*map(self.source, layer.live), *bias]
-        self.out(f"return {' + '.join(terms)}")
+        self.out(f"return {self.affine(layer.live, bias)}")
+
+    def affine(self, sources: tuple[Source, ...], bias: list[str]) -> str:
+        """Sources and a bias added up, the bias by a connection that can do so on the way."""
+        first = sources[0] if sources else None
+        if first is None or first.constant or not bias:
+            return " + ".join([*map(self.source, sources), *bias])
+        begun = f"{first.edge}_edge.affine({self.message(first)}, {self.kernel(first.edge, first.kernel)}, {bias[0]})"
+        return " + ".join([begun, *map(self.source, sources[1:])])
 
     def activation(self, layer: Layer) -> None:
         name, written = layer.node.name, write(layer.activation)
@@ -84,7 +91,7 @@ class LayerEmitter(CostEmitter):
         self.out(f"return {self.print(layer.slope, symbols)}{none}")
         self.out.function(f"through_{name}(p, a, v)", "f'(a) v")
         self.out(f"return {self.through(layer, symbols)}")
-        self.out.function(f"difference_{name}(p, a, d)", "f(a + d) - f(a), without loss where d is small.")
+        self.out.function(f"difference_{name}(p, a, d)", "f(a + d) - f(a), without loss; may use up a and d.")
         self.out(f"return {self.difference(layer, symbols)}")
 
     def through(self, layer: Layer, symbols: Names) -> str:
@@ -97,6 +104,8 @@ class LayerEmitter(CostEmitter):
         return f"through_clip(v, a, {bounds})" if bounds else f"({self.print(layer.slope, symbols)})*v"
 
     def difference(self, layer: Layer, symbols: Names) -> str:
+        if layer.activation == relu(A):
+            return "relu_apart(a, d)"
         bounds = self.bounds(layer)
         if bounds:
             return f"clip_difference(a, d, {bounds})"

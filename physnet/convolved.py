@@ -61,6 +61,12 @@ class ConvLink(Linked):
             return unfolded.apply(u, w)
         return torch.conv2d(u, self._kernel(w), **self.settings)
 
+    def affine(self, u: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        unfolded = self._unfolds(w)
+        if b.dim() != 3 or b.shape[1:] != (1, 1) or (unfolded is not None and unfolded.pays):
+            return self.apply(u, w) + b
+        return torch.conv2d(u, self._kernel(w), b.view(-1), **self.settings)
+
     def adjoint(self, v: Tensor, w: Tensor) -> Tensor:
         unfolded = self._unfolds(w)
         if unfolded is not None and unfolded.adjoint_pays:

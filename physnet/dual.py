@@ -54,6 +54,7 @@ class Dyads:
         self.lower: State = {}
         self.difference: State = {}
         self.pushed: State = {}
+        self.unit: Tensor | None = None
 
     def pair(self, targets: Mapping[str, Tensor]) -> None:
         """Nudge the outputs and sweep."""
@@ -75,29 +76,30 @@ class Dyads:
             self.difference[name] = torch.zeros_like(self.mean[name])
             return
         a, settings, bend = self.drive[name], self.settings, self.net.bends.get(name)
-        self.pushed[name] = push
+        if self.net.shaped:
+            self.pushed[name] = push.clone()
         if bend is not None and not settings.fast:
             up, down = (side / (1 + sign * side * settings.beta * bend) for side, sign in self.sides)
-            self.settle(name, torch.add(a, push, alpha=-down), push * (up + down))
+            self.difference[name] = push * (up + down)
+            self.settle(name, torch.add(a, push, alpha=-down))
             return
         low, apart = torch.add(a, push, alpha=-settings.down), push
         if settings.damped:
             rate = self.damping(name)
             low = torch.lerp(low, self.lower.get(name, self.mean[name]), rate)
             apart = torch.lerp(apart, self.difference[name], rate)
-        apart = self.functions[f"difference_{name}"](self.p, low, apart)
-        if settings.fast:
-            self.difference[name] = apart
-        else:
-            self.settle(name, self.functions[f"activation_{name}"](self.p, low), apart)
+        lower = None if settings.fast else self.functions[f"activation_{name}"](self.p, low)
+        self.difference[name] = self.functions[f"difference_{name}"](self.p, low, apart)
+        if lower is not None:
+            self.settle(name, lower)
 
     @property
     def sides(self) -> tuple[tuple[float, int], tuple[float, int]]:
         return (self.settings.up, 1), (self.settings.down, -1)
 
-    def settle(self, name: str, lower: Tensor, difference: Tensor) -> None:
-        self.difference[name] = difference
-        self.mean[name] = torch.add(lower, difference, alpha=self.settings.alpha)
+    def settle(self, name: str, lower: Tensor) -> None:
+        """What a node sends on, given its s-."""
+        self.mean[name] = torch.add(lower, self.difference[name], alpha=self.settings.alpha)
         if self.settings.damped:
             self.lower[name] = lower
 
@@ -111,7 +113,8 @@ class Dyads:
             slope = self.functions[f"cost_slope_{name}"](self.p, {**self.mean, name: predicted}, targets)
             nudge = slope * -self.settings.beta
             push = nudge if push is None else push + nudge
-        return push
+        # differences are worked out in place, which needs a number for every unit
+        return push.contiguous() if push is not None and 0 in push.stride() else push
 
     def damping(self, name: str) -> Tensor | float:
         """L/(1 + L), L = max(0, (|W|^2 - 1)/2), where W makes the drives above of the states of a node; per row."""
@@ -133,30 +136,40 @@ class Dyads:
 
     # ---------------------------------------------------------------- what is learnt
 
+    def count_in(self, unit: Tensor) -> None:
+        """Multiply all differences by a unit; in place, and not once more when a graph is gone through again."""
+        factor = unit if self.unit is None else unit / self.unit
+        for values in (self.difference, self.pushed):
+            for value in values.values():
+                value.mul_(factor)
+        self.unit = unit
+
     def gradients(self, names: Iterable[str], targets: Mapping[str, Tensor], scale: Tensor) -> dict[str, Tensor]:
         """scale * dL/dtheta of the mean cost, for parameters and clamped nodes by name."""
         share = scale / self.problem.rows
-        factor = -share / self.settings.beta
-        q = {name: value * factor for name, value in self.difference.items()}
-        shaped = any(name.startswith("shape_") for name in self.functions)
-        v = {name: value * factor for name, value in self.pushed.items()} if shaped else {}
+        self.count_in(-share / self.settings.beta)
+        q, v = self.difference, self.pushed
         found: dict[str, Tensor] = {}
         for name in names:
-            if name in self.net.inputs:
-                if name in self.net.hearing:
-                    found[name] = self.functions[f"feedback_{name}"](self.p, self.mean, q)
-                continue
-            key = name.replace(".", "__")
-            parts = [
-                function(*given)
-                for kind, given in (("learn", (self.p, self.mean, q)), ("shape", (self.p, self.drive, v)))
-                if (function := self.functions.get(f"{kind}_{key}")) is not None
-            ]
-            judged = self.functions.get(f"judged_{key}")
-            if judged is not None:
-                parts.append(judged(self.p, self.mean, targets) * share)
-            found[name] = sum(parts[1:], parts[0]) if parts else torch.zeros_like(self.p[name])  # pyright: ignore
+            learn, shape, judge, feedback = map(self.functions.get, _rules(name))
+            parts = list[Tensor]()
+            if learn is not None:
+                parts.append(learn(self.p, self.mean, q))
+            if shape is not None:
+                parts.append(shape(self.p, self.drive, v))
+            if judge is not None:
+                parts.append(judge(self.p, self.mean, targets) * share)
+            if feedback is not None:
+                parts.append(feedback(self.p, self.mean, q))
+            if parts:
+                found[name] = sum(parts[1:], parts[0])
         return found
+
+
+def _rules(name: str) -> tuple[str, str, str, str]:
+    """What adds up to the gradient of a tensor or an input: through drives, activations, costs, and as an input."""
+    key = name.replace(".", "__")
+    return f"learn_{key}", f"shape_{key}", f"judged_{key}", f"feedback_{key}"
 
 
 class PairedNet(Layered):
@@ -181,6 +194,7 @@ class PairedNet(Layered):
         super().__init__(model)
         self.judged = tuple(dict.fromkeys(cost.node for cost in self.graph.costs))
         self.hearing = frozenset(node.name for node in self.graph.nodes() if self.layers.children(node.name))
+        self.shaped = any(map(self.layers.shapes_activation, self.tensors))
         bends = {name: self.layers.bend(name) for name in self.judged}
         self.bends = {name: bend for name, bend in bends.items() if bend is not None}
         for name, bend in self.bends.items():
@@ -237,20 +251,25 @@ class DualPropagation(Engine):
         """The mean cost of a batch, differentiable once."""
         self.count(step)
         inputs, targets = self.parted(batch)
-        leaves = (*inputs.values(), *self.model.tensors.values())
+        tensors = self.model.tensors
+        rows = None if inputs else len(next(iter(targets.values()), ()))
         with full_precision(self.model.device):
-            return _Pair.apply(self, inputs, targets, torch.is_grad_enabled(), *leaves)  # pyright: ignore
+            problem = self.batch(inputs, rows, tensors)
+            leaves = inputs | tensors
+            learns = torch.is_grad_enabled()
+            return _Pair.apply(self, problem, targets, tuple(leaves), learns, *leaves.values())  # pyright: ignore
 
     def settle(self, inputs: Mapping[str, Tensor], rows: int | None = None) -> Equilibrium:
         """The states of a batch after one pass."""
         with torch.no_grad(), full_precision(self.model.device):
-            problem = self.batch(inputs, rows)
+            problem = self.batch(inputs, rows, self.model.tensors)
             state, _ = self.net.run(problem, self.net.fixed(problem))
             return self.net.passed(problem, {name: state[name] for name in self.net.layers.nodes})
 
-    def batch(self, inputs: Mapping[str, Tensor], rows: int | None) -> Problem:
+    def batch(self, inputs: Mapping[str, Tensor], rows: int | None, tensors: Mapping[str, Tensor]) -> Problem:
         """A batch, with weights in the precision of products."""
-        problem = self.net.empty(inputs, rows)
+        with torch.no_grad():
+            problem = self.net.empty(inputs, rows, tensors)
         return problem.rounded(torch.bfloat16) if self.precision == "bfloat16" else problem
 
 
@@ -258,8 +277,15 @@ class _Pair(torch.autograd.Function):
     """(inputs, parameters) -> mean cost after one pass; backward: what the pairs say."""
 
     @staticmethod
-    def forward(ctx: Any, engine: DualPropagation, inputs: Any, targets: Any, learns: bool, *leaves: Tensor) -> Tensor:
-        problem = engine.batch(inputs, None if inputs else len(next(iter(targets.values()), ())))
+    def forward(
+        ctx: Any,
+        engine: DualPropagation,
+        problem: Problem,
+        targets: Any,
+        names: tuple[str, ...],
+        learns: bool,
+        *leaves: Tensor,
+    ) -> Tensor:
         dyads = Dyads(engine.net, engine.settings, problem)
         states = {name: dyads.mean[name] for name in engine.net.layers.nodes}
         wanted = engine.model.as_targets(targets, problem.rows)
@@ -267,8 +293,7 @@ class _Pair(torch.autograd.Function):
         engine.last = Record(engine.net.passed(problem, states), None, (), cost)
         if learns and any(ctx.needs_input_grad):
             ctx.save_for_backward(*leaves)  # torch then notices parameters that change before backward
-            ctx.names = [*inputs, *engine.model.tensors]
-            ctx.dyads, ctx.targets = dyads, wanted
+            ctx.names, ctx.dyads, ctx.targets = names, dyads, wanted
             dyads.pair(wanted)
         return cost.mean()
 
@@ -277,12 +302,15 @@ class _Pair(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         dyads: Dyads = ctx.dyads
         values = dict(zip(ctx.names, ctx.saved_tensors, strict=True))
-        needed = [name for name, need in zip(ctx.names, ctx.needs_input_grad[4:], strict=True) if need]
+        needed = [name for name, need in zip(ctx.names, ctx.needs_input_grad[5:], strict=True) if need]
         with full_precision(dyads.net.device):
             found = dyads.gradients(needed, ctx.targets, grad_outputs[0])
-            for name in found.keys() & dyads.net.inputs.keys():
-                found[name] = dyads.net.decode_gradient(name, values[name], found[name])
-        return (None, None, None, None, *(found.get(name) for name in ctx.names))
+            for name in needed:
+                if name in dyads.net.inputs:
+                    found[name] = dyads.net.decode_gradient(name, values[name], found[name])
+                elif name not in found:  # nothing depends on it, but processes wait for the gradient of each
+                    found[name] = torch.zeros_like(values[name])
+        return (None, None, None, None, None, *(found.get(name) for name in ctx.names))
 
 
 def dual_propagation(

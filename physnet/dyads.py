@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NoReturn
 
 from physnet.errors import DeclarationError, Fault
@@ -67,7 +68,7 @@ class DualSettings:
         """How much of it s- gets, with the other sign."""
         return 1 - self.up
 
-    @property
+    @cached_property
     def directions(self) -> tuple[int, ...]:
         """The sweeps one by one: 1 from the inputs to the outputs, -1 back."""
         found = _SWEEPS.fullmatch(self.sweeps)

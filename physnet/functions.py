@@ -48,6 +48,13 @@ def through_clip(v: Tensor, x: Tensor, lo: float, hi: float) -> Tensor:
     return aten.hardtanh_backward(v, x, lo, hi)
 
 
+def relu_apart(x: Tensor, d: Tensor) -> Tensor:
+    """relu(x + d) - relu(x) = max(d, -x) - relu(-x), without loss; neither tensor survives."""
+    x.neg_()
+    torch.maximum(d, x, out=d)
+    return d.sub_(x.relu_())
+
+
 def minimum(first: Tensor | float, *others: Tensor | float) -> Tensor | float:
     """The smallest of several tensors or numbers, elementwise."""
     for other in others:

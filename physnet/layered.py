@@ -34,10 +34,12 @@ class Layered(FeedForward):
     def _write(self) -> str:
         return generate_layers(self.layers)
 
-    def empty(self, inputs: Mapping[str, Tensor], rows: int | None = None) -> Problem:
-        """A batch of which nothing has been worked out."""
+    def empty(
+        self, inputs: Mapping[str, Tensor], rows: int | None = None, parameters: Mapping[str, Tensor] | None = None
+    ) -> Problem:
+        """A batch of which nothing has been worked out; `parameters` are those of the model if not given."""
         clamped, rows = self.clamp(inputs, rows)
-        return Problem(self, clamped, rows, fixed={})
+        return Problem(self, clamped, rows, fixed={}, parameters=parameters)
 
     def fixed(self, problem: Problem) -> State:
         """The drives that clamped nodes and parameters alone make, by node."""
