@@ -265,7 +265,7 @@ def _contrast(ctx: Any, needed: list[str], scale: Tensor) -> dict[str, Tensor]:
     return result
 
 
-def gradients(ep: EquilibriumPropagation, **batch: Tensor) -> dict[str, Tensor]:
+def gradients(ep: Engine, **batch: Tensor) -> dict[str, Tensor]:
     """The gradient estimate of every parameter for one batch, leaving `.grad` alone."""
     names = [name for name, value in ep.model.tensors.items() if value.requires_grad]
     values = [ep.model.tensors[name] for name in names]
