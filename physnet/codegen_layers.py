@@ -8,6 +8,7 @@ The functions take
     k   fixed drives by node           y   targets by name
     a   the drive of a node            v   anything of the shape of a node's state
     q   values by node, of the shape of their drives
+    r   states that have decided the winners of connections that select; if not given, s
 
 and `feedback_<node>` is the adjoint of all drives in the state of a node, `learn_<owner>__<key>` in a parameter:
 
@@ -91,8 +92,9 @@ class LayerEmitter(CostEmitter):
         self.out(f"return {self.print(layer.slope, symbols)}{none}")
         self.out.function(f"through_{name}(p, a, v)", "f'(a) v")
         self.out(f"return {self.through(layer, symbols)}")
-        self.out.function(f"difference_{name}(p, a, d)", "f(a + d) - f(a), without loss; may use up a and d.")
-        self.out(f"return {self.difference(layer, symbols)}")
+        doc = "unit (f(a + d/unit) - f(a)), without loss; unit is a negative number, and a and d may be used up."
+        self.out.function(f"error_{name}(p, a, d, unit)", doc)
+        self.out(f"return {self.error(layer, symbols)}")
 
     def through(self, layer: Layer, symbols: Names) -> str:
         """f'(a) v, in one pass over memory where there is one."""
@@ -103,14 +105,17 @@ class LayerEmitter(CostEmitter):
         bounds = self.bounds(layer)
         return f"through_clip(v, a, {bounds})" if bounds else f"({self.print(layer.slope, symbols)})*v"
 
-    def difference(self, layer: Layer, symbols: Names) -> str:
+    def error(self, layer: Layer, symbols: Names) -> str:
+        """unit (f(a + d/unit) - f(a)); for a rectifier in as few passes as it takes without a unit."""
+        if layer.activation == A:
+            return "d"
         if layer.activation == relu(A):
-            return "relu_apart(a, d)"
+            return "relu_error(a, d, unit)"
         bounds = self.bounds(layer)
         if bounds:
-            return f"clip_difference(a, d, {bounds})"
+            return f"unit*clip_difference(a, d/unit, {bounds})"
         change = difference(layer.activation, {A: Move(A, _CHANGE, cast(sp.Expr, A + _CHANGE))})
-        return self.print(change, symbols, {_CHANGE: "d"})
+        return f"unit*({self.print(change, symbols, {_CHANGE: '(d/unit)'})})"
 
     def bounds(self, layer: Layer) -> str:
         """Those of an activation that clips its drive to numbers; empty for others."""
@@ -134,9 +139,16 @@ class LayerEmitter(CostEmitter):
 
     def back(self, layer: Layer, source: Source) -> str:
         """The adjoint of the connection of a source."""
-        chosen = f", {self.message(source)}" if self.selects(source) else ""
+        link, kernel, v = f"{source.edge}_edge", self.kernel(source.edge, source.kernel), f'q["{layer.node.name}"]'
+        if self.selects(source):
+            return f"{link}.link.adjoint({self.placed(source, v)}, {kernel})"
+        return f"{link}.adjoint({v}, {kernel})"
+
+    def placed(self, source: Source, value: str, states: str = "s") -> str:
+        """A value at the places of the winners that its connection selects."""
         kernel = self.kernel(source.edge, source.kernel)
-        return f'{source.edge}_edge.adjoint(q["{layer.node.name}"], {kernel}{chosen})'
+        message = self.print(source.function, {X: f'{states}["{source.neighbour}"]'})
+        return f"{source.edge}_edge.placed({value}, {kernel}, {message})"
 
     def selects(self, source: Source) -> bool:
         return self.plan.edges[source.edge].selects
@@ -153,7 +165,10 @@ class LayerEmitter(CostEmitter):
         terms = [term for owner, key in self.users[tensor] for term in self.drive_slopes(owner, key)]
         if terms:
             owner, key = tensor.split(".")
-            self.out.function(f"learn_{owner}__{key}(p, s, q)", f"d/d{tensor} of all drives times q, over all rows.")
+            doc = f"d/d{tensor} of all drives times q, over all rows."
+            self.out.function(f"learn_{owner}__{key}(p, s, q, r=None)", doc)
+            if any("placed(" in term for term in terms):
+                self.out("r = r or s")
             self.out(f"return {' + '.join(terms)}")
 
     def drive_slopes(self, owner: str, key: str) -> list[str]:
@@ -176,7 +191,7 @@ class LayerEmitter(CostEmitter):
         if source.constant:
             v = f"{v}.sum(0, keepdim=True)"
         elif self.selects(source):
-            v = f"{source.edge}_edge.place({v}, {self.kernel(source.edge, source.kernel)}, {message})"
+            v = self.placed(source, v, "r")
         term = self.correlation(self.plan.edges[source.edge], key, factor, f"{message}, {v}")
         return term if number == 1 else f"{self.print(number)}*{term}"
 

@@ -131,6 +131,9 @@ class Selecting(Linked):
     those from a state of pre `u` and of post `v`, in the dtype of the products if that is narrower.
     """
 
+    link: Linked
+    """The map before the selection."""
+
     @abstractmethod
     def adjoint(self, v: Tensor, w: Tensor, u: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The drive on pre, through the winners that `u` has."""
@@ -138,6 +141,10 @@ class Selecting(Linked):
     @abstractmethod
     def place(self, v: Tensor, w: Tensor, u: Tensor) -> Tensor:
         """S_u^T v: what `correlate` takes for v."""
+
+    def placed(self, v: Tensor, w: Tensor, u: Tensor) -> Tensor:
+        """`place`, for who needs it both to go back through the link and to correlate: it may be kept."""
+        return self.place(v, w, u)
 
     @abstractmethod
     def place_moved(self, v: Tensor, w: Tensor, moved: Tensor, u: Tensor) -> Tensor:

@@ -3,9 +3,10 @@
     s+ = f(a + up D),  s- = f(a - down D),    a = sum of connection(mean) + bias,  D = adjoint(s+ - s-) - beta dC/dx
     dL/dtheta = -1/beta <s+ - s-, da/dtheta>                        (arXiv 2302.01228, 2402.08573)
 
-There is one phase. A state is kept as s- and the difference s+ - s-, which is worked out from D itself and never by
-subtracting one state from the other: a nudge may be as small as one likes. This is a reference rule: the published
-Lagrangian variant is no stationary point of a scalar.
+There is one phase. What is kept of a pair are its mean and its error -(s+ - s-)/(beta rows), a gradient. Differences
+are worked out from D itself and never by subtracting one state from the other, so that a nudge may be as small as one
+likes. Winners of max-pooling are those of the last drives. This is a reference rule: the published Lagrangian variant
+is no stationary point of a scalar.
 """
 
 from __future__ import annotations
@@ -42,8 +43,10 @@ class Dyads:
     Attributes:
         mean: alpha s+ + (1 - alpha) s-, by node, with the states of clamped nodes.
         drive: a, by node.
-        difference: s+ - s-, by node.
-        pushed: D, by node.
+        seen: the means that the drives were worked out from, by node.
+        errors: -(s+ - s-)/(beta rows), by node: the slope of the mean cost in a drive.
+        pushed: the same of D, where parameters shape activations.
+        unit: -1/(beta rows)
     """
 
     def __init__(self, net: PairedNet, settings: DualSettings, problem: Problem) -> None:
@@ -51,16 +54,17 @@ class Dyads:
         self.functions, self.p = net.functions, problem.parameters
         self.fixed = net.fixed(problem)
         self.mean, self.drive = net.run(problem, self.fixed)
+        self.seen = dict(self.mean)
         self.lower: State = {}
-        self.difference: State = {}
+        self.errors: State = {}
         self.pushed: State = {}
-        self.unit: Tensor | None = None
+        self.unit = -1 / (settings.beta * problem.rows)
 
     def pair(self, targets: Mapping[str, Tensor]) -> None:
         """Nudge the outputs and sweep."""
         names = list(self.net.layers.nodes)
         if self.settings.directions[0] > 0 or self.settings.damped:  # some nodes hear of those that had no turn yet
-            self.difference = {name: torch.zeros_like(self.mean[name]) for name in names}
+            self.errors = {name: torch.zeros_like(self.mean[name]) for name in names}
             for name in self.net.judged:
                 self.update(name, targets)
         for direction in self.settings.directions:
@@ -68,53 +72,55 @@ class Dyads:
                 if direction > 0:
                     self.drive[name] = self.net.drive(self.problem, name, self.mean, self.fixed)
                 self.update(name, targets)
+            if direction > 0:
+                self.seen = dict(self.mean)
 
     def update(self, name: str, targets: Mapping[str, Tensor]) -> None:
         """The pair of one node, given its drive and the pairs above."""
         push = self.push(name, targets)
         if push is None:
-            self.difference[name] = torch.zeros_like(self.mean[name])
+            self.errors[name] = torch.zeros_like(self.mean[name])
             return
-        a, settings, bend = self.drive[name], self.settings, self.net.bends.get(name)
         if self.net.shaped:
             self.pushed[name] = push.clone()
+        settings, bend = self.settings, self.net.bends.get(name)
         if bend is not None and not settings.fast:
             up, down = (side / (1 + sign * side * settings.beta * bend) for side, sign in self.sides)
-            self.difference[name] = push * (up + down)
-            self.settle(name, torch.add(a, push, alpha=-down))
+            self.settle(name, torch.add(self.drive[name], push, alpha=-down / self.unit), push.mul_(up + down))
             return
-        low, apart = torch.add(a, push, alpha=-settings.down), push
+        low = torch.add(self.drive[name], push, alpha=-settings.down / self.unit)
         if settings.damped:
             rate = self.damping(name)
             low = torch.lerp(low, self.lower.get(name, self.mean[name]), rate)
-            apart = torch.lerp(apart, self.difference[name], rate)
+            push = torch.lerp(push, self.errors[name], rate)
         lower = None if settings.fast else self.functions[f"activation_{name}"](self.p, low)
-        self.difference[name] = self.functions[f"difference_{name}"](self.p, low, apart)
-        if lower is not None:
-            self.settle(name, lower)
+        self.settle(name, lower, self.functions[f"error_{name}"](self.p, low, push, self.unit))
 
     @property
     def sides(self) -> tuple[tuple[float, int], tuple[float, int]]:
         return (self.settings.up, 1), (self.settings.down, -1)
 
-    def settle(self, name: str, lower: Tensor) -> None:
-        """What a node sends on, given its s-."""
-        self.mean[name] = torch.add(lower, self.difference[name], alpha=self.settings.alpha)
-        if self.settings.damped:
-            self.lower[name] = lower
+    def settle(self, name: str, lower: Tensor | None, error: Tensor) -> None:
+        """Note a pair by its s-, or by its error alone."""
+        self.errors[name] = error
+        if lower is not None:
+            self.mean[name] = torch.add(lower, error, alpha=self.settings.alpha / self.unit)
+            if self.settings.damped:
+                self.lower[name] = lower
 
     def push(self, name: str, targets: Mapping[str, Tensor]) -> Tensor | None:
-        """D of a node; `None` if nothing comes back to it."""
+        """-D/(beta rows) of a node; `None` if nothing comes back to it."""
         push = None
         if name in self.net.hearing:
-            push = self.functions[f"feedback_{name}"](self.problem.weights, self.mean, self.difference)
+            push = self.functions[f"feedback_{name}"](self.problem.weights, self.mean, self.errors)
+            # errors are worked out in place, which needs a number for every unit
+            push = push.contiguous() if 0 in push.stride() else push
         if name in self.net.judged:
             predicted = self.functions[f"activation_{name}"](self.p, self.drive[name])
             slope = self.functions[f"cost_slope_{name}"](self.p, {**self.mean, name: predicted}, targets)
-            nudge = slope * -self.settings.beta
-            push = nudge if push is None else push + nudge
-        # differences are worked out in place, which needs a number for every unit
-        return push.contiguous() if push is not None and 0 in push.stride() else push
+            slope = slope * (1 / self.problem.rows)
+            push = slope if push is None else push + slope
+        return push
 
     def damping(self, name: str) -> Tensor | float:
         """L/(1 + L), L = max(0, (|W|^2 - 1)/2), where W makes the drives above of the states of a node; per row."""
@@ -136,31 +142,20 @@ class Dyads:
 
     # ---------------------------------------------------------------- what is learnt
 
-    def count_in(self, unit: Tensor) -> None:
-        """Multiply all differences by a unit; in place, and not once more when a graph is gone through again."""
-        factor = unit if self.unit is None else unit / self.unit
-        for values in (self.difference, self.pushed):
-            for value in values.values():
-                value.mul_(factor)
-        self.unit = unit
-
-    def gradients(self, names: Iterable[str], targets: Mapping[str, Tensor], scale: Tensor) -> dict[str, Tensor]:
-        """scale * dL/dtheta of the mean cost, for parameters and clamped nodes by name."""
-        share = scale / self.problem.rows
-        self.count_in(-share / self.settings.beta)
-        q, v = self.difference, self.pushed
+    def gradients(self, names: Iterable[str], targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """dL/dtheta of the mean cost, for parameters and clamped nodes by name."""
         found: dict[str, Tensor] = {}
         for name in names:
             learn, shape, judge, feedback = map(self.functions.get, _rules(name))
             parts = list[Tensor]()
             if learn is not None:
-                parts.append(learn(self.p, self.mean, q))
+                parts.append(learn(self.p, self.mean, self.errors, self.seen))
             if shape is not None:
-                parts.append(shape(self.p, self.drive, v))
+                parts.append(shape(self.p, self.drive, self.pushed))
             if judge is not None:
-                parts.append(judge(self.p, self.mean, targets) * share)
+                parts.append(judge(self.p, self.mean, targets) / self.problem.rows)
             if feedback is not None:
-                parts.append(feedback(self.p, self.mean, q))
+                parts.append(feedback(self.p, self.mean, self.errors))
             if parts:
                 found[name] = sum(parts[1:], parts[0])
         return found
@@ -304,7 +299,9 @@ class _Pair(torch.autograd.Function):
         values = dict(zip(ctx.names, ctx.saved_tensors, strict=True))
         needed = [name for name, need in zip(ctx.names, ctx.needs_input_grad[5:], strict=True) if need]
         with full_precision(dyads.net.device):
-            found = dyads.gradients(needed, ctx.targets, grad_outputs[0])
+            found, scale = dyads.gradients(needed, ctx.targets), grad_outputs[0]
+            if scale.is_cuda or float(scale) != 1:  # elsewhere to look costs nothing
+                found = {name: value * scale for name, value in found.items()}
             for name in needed:
                 if name in dyads.net.inputs:
                     found[name] = dyads.net.decode_gradient(name, values[name], found[name])

@@ -48,11 +48,11 @@ def through_clip(v: Tensor, x: Tensor, lo: float, hi: float) -> Tensor:
     return aten.hardtanh_backward(v, x, lo, hi)
 
 
-def relu_apart(x: Tensor, d: Tensor) -> Tensor:
-    """relu(x + d) - relu(x) = max(d, -x) - relu(-x), without loss; neither tensor survives."""
-    x.neg_()
-    torch.maximum(d, x, out=d)
-    return d.sub_(x.relu_())
+def relu_error(x: Tensor, d: Tensor, unit: float) -> Tensor:
+    """unit (relu(x + d/unit) - relu(x)) = min(d, y) - min(y, 0) with y = -unit x, for a negative unit; without loss,
+    and neither tensor survives."""
+    y = x.mul_(-unit)
+    return torch.minimum(d, y, out=d).sub_(y.clamp_max_(0))
 
 
 def minimum(first: Tensor | float, *others: Tensor | float) -> Tensor | float:
