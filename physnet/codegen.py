@@ -25,10 +25,12 @@ from physnet.codegen_displaced import DisplacedEmitter, clamped_sources
 from physnet.connections import Linked, RealLink, Selecting
 from physnet.costcode import CostEmitter, split
 from physnet.errors import DeclarationError, Fault
-from physnet.expressions import derivative
+from physnet.expressions import derivative, symbol
 from physnet.external import at_current_state
 from physnet.lowering import (
     BETA,
+    DRIVE,
+    A,
     EdgePlan,
     Field,
     NodePlan,
@@ -38,13 +40,15 @@ from physnet.lowering import (
 from physnet.printing import Lines, function_namespace, shown
 from physnet.reductions import REDUCTIONS
 from physnet.separation import POST, PRE, GradientOnly, Linear, Quadratic, Scalar, Sinusoid, Solver, X
+from physnet.vocabulary import Names
 
 
 def generate(plan: Plan) -> str:
     """The torch source for a plan."""
     out = headed(plan)
     _Emitter(plan, out).emit()
-    DisplacedEmitter(plan, out).emit()
+    if not plan.predictive:  # those have other coordinates
+        DisplacedEmitter(plan, out).emit()
     ContrastEmitter(plan, out).emit()
     return "\n".join(out.lines) + "\n"
 
@@ -112,6 +116,7 @@ class _Emitter(CostEmitter):
     def node(self, plan: NodePlan) -> None:
         """The functions of a free node."""
         self.fixed(plan)
+        self.drive(plan)
         self.prepare_and_minimise(plan, "free", plan.free)
         self.force(plan, "free")
         self.curvature(plan, "free", plan.free)
@@ -124,7 +129,7 @@ class _Emitter(CostEmitter):
 
     def fixed(self, plan: NodePlan) -> None:
         name = plan.node.name
-        present = [field for field in plan.fields if field.fixed]
+        present = [field for field in plan.all_fields if field.fixed]
         self.out.function(f"fixed_{name}(p, s)", f"Fields of {name} from clamped nodes and parameters alone.")
         entries = ", ".join(f"{field.index}: {self.sum_of(field.fixed)}" for field in present)
         self.out(f"return {{{entries}}}")
@@ -225,12 +230,12 @@ class _Emitter(CostEmitter):
         self.out.function(f"force_{name}__{phase}(p, s, k, y, beta)", f"-dF/dx of {name}.")
         energy = plan.conditional if phase == "nudged" else plan.conditional.subs(BETA, 0)
         slope = at_current_state(derivative(energy, X))
-        table = self.live(plan.fields, slope.free_symbols)
+        table = self.live(plan.fields, slope.free_symbols) | self.driven(plan, slope)
         symbols = self.node_symbols(name) | self.fixed_table(plan) | {X: self.state(name)}
         terms = [] if slope == 0 else [f"-({self.print(slope, symbols, table)})"]
-        terms += [self.mixed_force(mixed, name) for mixed in plan.mixed]
+        terms += [self.mixed_force(mixed, name) for mixed in plan.mixed] + self.fed_back(name, "k")
         fields = {item for field in plan.fields for item in field.value.free_symbols}
-        if not plan.mixed and X not in slope.free_symbols and not fields & slope.free_symbols:
+        if len(terms) < 2 and X not in slope.free_symbols and not fields & slope.free_symbols:
             terms.append(f"+ {self.zero(name)}")  # the same in every state, but one for each of them
         self.out(f"return {' '.join(terms)}")
 
@@ -242,7 +247,7 @@ class _Emitter(CostEmitter):
         self.out.function(f"curvature_{name}__{phase}(p, s, k, y, beta)", f"d^2F/dx^2 of each unit of {name}.")
         energy = plan.conditional if phase == "nudged" else plan.conditional.subs(BETA, 0)
         bend = derivative(derivative(energy, X), X)
-        table = self.live(plan.fields, bend.free_symbols)
+        table = self.live(plan.fields, bend.free_symbols) | self.driven(plan, bend)
         symbols = self.node_symbols(name) | self.fixed_table(plan) | {X: self.state(name)}
         terms = [f"{self.zero(name)} + {self.print(bend, symbols, table)}"]
         terms += [self.mixed_curvature(mixed, name) for mixed in plan.mixed]
@@ -266,6 +271,7 @@ class _Emitter(CostEmitter):
                 terms.append(self.mixed_force(plan.edge.name, name))
             else:
                 terms += self.separated_force(plan, name)
+        terms += self.fed_back(name)
         self.out(f"return {' '.join(terms) or self.zero(name)}")
 
     def separated_force(self, plan: EdgePlan, name: str) -> list[str]:
@@ -274,6 +280,46 @@ class _Emitter(CostEmitter):
             for slope, source in clamped_sources(plan, name)
         ]
 
+    # ------------------------------------------------------------ predictions
+
+    def drive(self, plan: NodePlan) -> None:
+        """The drive of a node, and the slope of its energy in it."""
+        if plan.drive is None:
+            return
+        name, drive = plan.node.name, plan.drive
+        self.out.function(f"drive_{name}(p, s, k=None)", f"a of {name}; k spares what clamped nodes contribute.")
+        terms = [self.sum_of(drive.live)] if drive.live else []
+        if drive.fixed:
+            self.out(f'fixed = {self.sum_of(drive.fixed)} if k is None else k["{name}"][{DRIVE}]')
+            terms.append("fixed")
+        if "b" in plan.node.parameters:
+            terms.append(self.node_symbols(name)[symbol("b")])
+        self.out(f"return {' + '.join(terms)}")
+        self.out.function(f"pull_{name}(p, s, a)", f"dE/da of {name}.")
+        table = self.node_symbols(name) | {X: self.state(name), A: "a"}
+        self.out(f"return {self.print(derivative(plan.node.term, A), table)} + 0*a")
+
+    def driven(self, plan: NodePlan, wanted: sp.Expr) -> Names:
+        """Emit the drive of a node, if an expression needs it, and say what it is called."""
+        if A not in wanted.free_symbols:
+            return {}
+        self.out(f"a = drive_{plan.node.name}(p, s, k)")
+        return {A: "a"}
+
+    def fed_back(self, name: str, fixed: str = "") -> list[str]:
+        """-dE/dx through the predictions that a node makes."""
+        terms: list[str] = []
+        for plan in self.plan.edges.values():
+            edge = plan.edge
+            if edge.message is None or edge.pre != name:
+                continue
+            drive = f"drive_{edge.post}(p, s{', ' * bool(fixed)}{fixed})"
+            source = Source(edge.name, True, symbol("w"), edge.post, X)
+            slope = derivative(edge.message, PRE)
+            factor = "" if slope == 1 else f"({self.print(slope, {PRE: self.state(name)})})*"
+            terms.append(f"- {factor}{self.source(source, f'pull_{edge.post}(p, s, {drive})')}")
+        return terms
+
     # ------------------------------------------------------------ scalars
 
     def energy(self) -> None:
@@ -281,7 +327,8 @@ class _Emitter(CostEmitter):
         terms: list[str] = []
         for name, plan in self.plan.nodes.items():
             if plan.node.term != 0:
-                terms.append(f"total({self.per_unit(plan.node.term, name)})")
+                drive: Names = {A: f"drive_{name}(p, s)"} if plan.drive else {}
+                terms.append(f"total({self.per_unit(plan.node.term, name, drive)})")
         for plan in self.plan.edges.values():
             edge = plan.edge
             if plan.separated is None:

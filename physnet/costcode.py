@@ -29,9 +29,9 @@ class CostEmitter(Vocabulary):
     def zero(name: str) -> str:
         return f'0*s["{name}"]'
 
-    def per_unit(self, term: sp.Expr, name: str) -> str:
+    def per_unit(self, term: sp.Expr, name: str, table: Names | None = None) -> str:
         """A term of a node, with the shape of its state whatever it is made of."""
-        printed = self.print(term, self.node_symbols(name), {X: self.state(name)})
+        printed = self.print(term, self.node_symbols(name), {X: self.state(name)}, table or {})
         return printed if X in term.free_symbols else f"{printed} + {self.zero(name)}"
 
     def returned(self, expressions: tuple[sp.Expr, ...], table: Names) -> None:

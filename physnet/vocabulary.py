@@ -87,7 +87,7 @@ class Vocabulary:
 
     def chooser(self, plan: EdgePlan) -> str:
         """What pre passes to a connection that selects, which decides the winners."""
-        return self.print(plan.only.pre_factor, {PRE: self.state(plan.edge.pre)})
+        return self.print(plan.passed, {PRE: self.state(plan.edge.pre)})
 
     def sum_of(self, sources: Iterable[Source]) -> str:
         return " + ".join(map(self.source, sources))
