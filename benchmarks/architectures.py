@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from physnet import EnergyGraph
+from physnet import Energy, EnergyGraph
 
 CONV_WIDTHS = (128, 256, 512, 512)
 CONV_GAINS = (0.4, 0.7, 0.6, 0.3, 0.4)
@@ -18,6 +18,19 @@ RESNET_WIDTHS = (128, 256, 512, 512)
 SQUARED_ERROR = "(x - y)**2/2"
 BIAS = {"b": {"init": "uniform(-0.5, 0.5)/sqrt(fan_in)"}}
 """One per channel."""
+DEEP_WIDTHS = (784, *(256,) * 9, 10)
+SMALL_VGG = ((64, 32), (64, 16), (128, 16), (128, 8), (256, 4))
+"""Channels and side of each 3 x 3 convolution; where the side shrinks, max-pooling by two follows."""
+RECTIFIED = Energy(
+    node="x**2/2 - b*x",
+    coupling="-w*pre*post",
+    domain={"state": "nonnegative", "output": "real"},
+    parameters={
+        "b": {"on": "node", "shape": "channel", "init": "zeros"},
+        "w": {"on": "edge", "init": "gain*normal(0, 1)/sqrt(fan_in)", "gain": 1.414},
+    },
+)
+"""Rectified units with the weights of He et al., and linear outputs."""
 
 
 # --------------------------------------------------------------------------- dense
@@ -112,3 +125,47 @@ class ResidualTwin(nn.Module):
         for inner, last, skip in zip(self.inner, self.last, self.skip, strict=True):
             x = nn.functional.relu6(last(nn.functional.relu6(inner(x))) + skip(x))
         return self.head(x.flatten(1))
+
+
+# --------------------------------------------------------------------------- feed-forward, rectified
+
+
+def deep_mlp(widths: Sequence[int] = DEEP_WIDTHS) -> EnergyGraph:
+    """image -> h1 -> ... -> label with cross-entropy."""
+    names = ["image", *(f"h{index}" for index in range(1, len(widths) - 1)), "label"]
+    graph = EnergyGraph(RECTIFIED, "deep-mlp").input("image", widths[0])
+    for name, width in zip(names[1:-1], widths[1:-1], strict=True):
+        graph.state(name, width)
+    graph.output("label", widths[-1], cost="cross_entropy")
+    for pre, post in itertools.pairwise(names):
+        graph.couple(pre, post)
+    return graph
+
+
+def deep_mlp_twin(widths: Sequence[int] = DEEP_WIDTHS) -> nn.Module:
+    """Rectifiers between dense layers."""
+    layers: list[nn.Module] = []
+    for pre, post in itertools.pairwise(widths):
+        layers += [nn.Linear(pre, post), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def small_vgg(shapes: Sequence[tuple[int, int]] = SMALL_VGG, classes: int = 10) -> EnergyGraph:
+    """3 x 3 convolutions, some with max-pooling, then a dense edge, on 3 x 32 x 32 pictures, with cross-entropy."""
+    graph, pre, before = EnergyGraph(RECTIFIED, "small-vgg").input("image", (3, 32, 32)), "image", 32
+    for number, (width, side) in enumerate(shapes, 1):
+        graph.state(f"h{number}", (width, side, side))
+        graph.couple(pre, f"h{number}", "conv2d(3, padding=1)" + " >> max_pool2d(2)" * (side < before))
+        pre, before = f"h{number}", side
+    graph.output("label", classes, cost="cross_entropy")
+    return graph.couple(pre, "label", parameters={"w": {"gain": 0.5}})
+
+
+def small_vgg_twin(shapes: Sequence[tuple[int, int]] = SMALL_VGG, classes: int = 10) -> nn.Module:
+    """The same convolutions, pools and rectifiers."""
+    layers: list[nn.Module] = []
+    channels, before = 3, 32
+    for width, side in shapes:
+        layers += [nn.Conv2d(channels, width, 3, padding=1), *[nn.MaxPool2d(2)] * (side < before), nn.ReLU()]
+        channels, before = width, side
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * before**2, classes))

@@ -7,12 +7,25 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import yaml
-from architectures import ResidualTwin, conv_hopfield, conv_twin, dense_net, dense_twin, hopfield_resnet13
-from judging import Reference, equilibrium_reference
+from architectures import (
+    ResidualTwin,
+    conv_hopfield,
+    conv_twin,
+    deep_mlp,
+    deep_mlp_twin,
+    dense_net,
+    dense_twin,
+    hopfield_resnet13,
+    small_vgg,
+    small_vgg_twin,
+)
+from judging import Reference, backprop_reference, equilibrium_reference
 from pictures import Samples, clothes, smooth
 from torch import Tensor, nn
 
-from physnet import EnergyGraph, EnergyModel, Relaxation
+from physnet import EnergyGraph, EnergyModel, EquilibriumPropagation, Relaxation
+from physnet.learning import Engine
+from physnet.methods import METHODS
 
 CONVERGED = Relaxation(tolerance=1e-8, max_sweeps=400), Relaxation(tolerance=1e-5, max_sweeps=200)
 """Far beyond what float32 can tell apart."""
@@ -34,6 +47,7 @@ class Case:
             as with max-pooling, neighbours that differ by .2 % can have gradients that hardly resemble each other.
         energies: whether to compare energies with those that the published schedule reaches.
         relaxation, nudged: how phases relax.
+        method, options: what learns, if not equilibrium propagation; its gradient is held against backpropagation.
     """
 
     name: str
@@ -52,6 +66,15 @@ class Case:
     energies: bool = False
     relaxation: Relaxation = field(default_factory=Relaxation)
     nudged: Relaxation | None = None
+    method: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def engine(self, model: EnergyModel) -> Engine:
+        """What learns."""
+        if self.method:
+            method = METHODS[self.method]
+            return method.make(model, settings=method.configured(self.beta, self.options))
+        return EquilibriumPropagation(model, self.beta, relaxation=self.relaxation, nudged=self.nudged)
 
     def with_settings(self, relax: list[str], nudged: list[str]) -> Case:
         """The same case with some settings of its phases changed, each given as `key=value`."""
@@ -66,6 +89,8 @@ class Case:
 
     def reference(self, model: EnergyModel, batch: dict[str, Tensor], start: dict[str, Tensor] | None) -> Reference:
         """The gradient that is right."""
+        if self.method:
+            return backprop_reference(model, batch)
         free, nudged = CONVERGED
         if start is not None:
             free = replace(free, initial="previous")
@@ -141,5 +166,57 @@ CASES = (
         slow=True,
         continues=True,
         energies=True,
+    ),
+    Case(
+        "dualprop-mlp",
+        deep_mlp,
+        deep_mlp_twin,
+        clothes,
+        batch=64,
+        beta=0.1,
+        published="1.36-1.45",
+        rate=0.1,
+        training=300,
+        method="dual",
+    ),
+    Case(
+        "dualprop-mlp-fast",
+        deep_mlp,
+        deep_mlp_twin,
+        clothes,
+        batch=64,
+        beta=0.1,
+        published=".94-1.02",
+        rate=0.1,
+        training=300,
+        method="dual",
+        options={"fast": True},
+    ),
+    Case(
+        "dualprop-conv",
+        small_vgg,
+        small_vgg_twin,
+        smooth,
+        batch=16,
+        beta=0.1,
+        published="2.1",
+        rate=0.02,
+        training=30,
+        rounds=20,
+        method="dual",
+    ),
+    Case(
+        "dualprop-conv-fast",
+        small_vgg,
+        small_vgg_twin,
+        smooth,
+        batch=16,
+        beta=0.1,
+        published=".94-1.02",
+        rate=0.02,
+        training=30,
+        rounds=20,
+        method="dual",
+        options={"fast": True},
     ),
 )

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from physnet import EnergyModel, EquilibriumPropagation, Relaxation, RelaxationWarning, compile_energy, gradients, relax
 from physnet.checking import cosine
+from physnet.methods import METHODS
 from physnet.problem import Problem, State
 
 CACHE = Path("build/references")
@@ -100,6 +101,15 @@ def equilibrium_reference(
     last, states = ep.last.free, {name: value.float() for name, value in ep.last.free.states.items()}
     left = float(last.residual.max()), float(ep.last.nudged.residual.max())
     return Reference(found, states, last.energy.detach(), left)
+
+
+def backprop_reference(model: EnergyModel, batch: Batch) -> Reference:
+    """The gradient of backpropagation in float64; there is nothing to relax."""
+    engine = METHODS["backprop"].make(in_float64(model))
+    found = gradients(engine, **{n: v.double() if v.is_floating_point() else v for n, v in batch.items()})
+    assert engine.last is not None
+    states = {name: value.float() for name, value in engine.last.free.states.items()}
+    return Reference(found, states, engine.last.cost, (0.0, 0.0))
 
 
 def kept(make: Callable[[], Reference], key: str, near: Mapping[str, Tensor] | None = None) -> Reference:

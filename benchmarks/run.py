@@ -66,7 +66,7 @@ class Step:
 
     def __init__(self, case: Case, model: EnergyModel) -> None:
         self.case, self.model = case, model
-        self.ep = EquilibriumPropagation(model, case.beta, relaxation=case.relaxation, nudged=case.nudged)
+        self.ep = case.engine(model)
         self.optimizer = torch.optim.SGD(model.parameters(), lr=case.rate)
         self.ep.attach(self.optimizer)
 
@@ -98,7 +98,9 @@ def judged(step: Step, batch: dict[str, Tensor], data: str) -> Result:
     """The gradient against float64."""
     case, model, ep = step.case, step.model, step.ep
     found = gradients(ep, **batch)
-    assert ep.last is not None and ep.last.nudged is not None
+    assert ep.last is not None
+    if ep.last.nudged is None:
+        return judged_without_phases(case, found, case.reference(model, batch, None), data)
     free, nudged = ep.last.free, ep.last.nudged
     start = free.states if case.continues else None
     name = digest(model, batch, case.beta, case.continues)
@@ -116,6 +118,15 @@ def judged(step: Step, batch: dict[str, Tensor], data: str) -> Result:
         implicit = gradients(EquilibriumPropagation(in_float64(model), case.beta, "implicit"), **batch)
         result.worst_cosine_to_implicit = judge(found, implicit).worst
     return result
+
+
+def judged_without_phases(case: Case, found: dict[str, Tensor], reference: Reference, data: str) -> Result:
+    """The gradient of what sweeps once forward and once back."""
+    cosines = judge(found, reference.gradients)
+    return Result(
+        case.name, 0, 0, 0, cosines.worst, cosines.whole, 1, 0, (1, 0), 0, 0, 0, 0, case.published, data,
+        cosines.tensors, settings={"method": case.method, "options": str(case.options)},
+    )  # fmt: skip
 
 
 def compared_energies(
@@ -144,7 +155,8 @@ def timed_against_backprop(step: Step, batch: dict[str, Tensor], result: Result)
     times = interleaved([*actions, lambda: step(batch)], case.rounds, 0 if case.slow else WARM_UP)
     result.backprop_ms, result.half_backprop_ms = (time / case.backprops for time in times[:2])
     result.step_ms = times[2]
-    result.floor_ms = floor(model, len(encoded), result.sweeps, result.nudged_sweeps)
+    phases = 1 if case.method else 2
+    result.floor_ms = floor(model, len(encoded), result.sweeps, result.nudged_sweeps, phases)
     result.ratio_to_backprop = result.step_ms / result.backprop_ms
     result.ratio_to_half = result.step_ms / result.half_backprop_ms
     result.ratio_of_floor = result.step_ms / result.floor_ms

@@ -113,12 +113,12 @@ def bare(link: Linked) -> Linked:
     return link.link if isinstance(link, PooledLink) else link
 
 
-def floor(model: EnergyModel, rows: int, free: float, nudged: float, repeats: int = 3) -> float:
+def floor(model: EnergyModel, rows: int, free: float, nudged: float, phases: int = 2, repeats: int = 3) -> float:
     """Milliseconds of the bare products and the update of the parameters: what no implementation of these sweeps can
     do without."""
     with torch.no_grad():
         total = 0.0
-        for product in products(model, rows, free, nudged):
+        for product in products(model, rows, free, nudged, phases):
             product.call()
             total += product.times * median(timed(product.call) for _ in range(repeats))
         copies = [torch.empty_like(value) for value in model.parameters()]

@@ -38,7 +38,7 @@ class Errors(Integrator):
     def refusal(cls, problem: Problem) -> str | None:
         if not problem.model.plan.predictive:
             return "its energy makes no predictions"
-        layers = problem.model.layers
+        layers = problem.model.predictions
         return layers if isinstance(layers, str) else None
 
     def relax(self, problem: Problem, state: State, rule: StoppingRule) -> Equilibrium:

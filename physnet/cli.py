@@ -263,11 +263,9 @@ def _title_of(energy: str) -> str:
 
 
 def _title(experiment: Experiment, trainer: Trainer) -> str:
-    from physnet.learning import EquilibriumPropagation
-
     parameters = sum(value.numel() for value in trainer.model.parameters())
     learn = experiment.learn
-    nudge = f" beta = {learn.beta:g}" if isinstance(trainer.engine, EquilibriumPropagation) else ""
+    nudge = "" if trainer.engine.nudge is None else f" beta = {trainer.engine.nudge:g}"
     return (
         f"[bold]{experiment.graph.name or experiment.source.name}[/]  {parameters:,} parameters, "
         f"{learn.protocol}{nudge}, {trainer.data.name}, {trainer.accelerator.device}, "

@@ -8,6 +8,7 @@ The functions take
     k   fixed drives by node           y   targets by name
     a   the drive of a node            v   anything of the shape of a node's state
     q   values by node, of the shape of their drives
+    r   states that have decided the winners of connections that select; if not given, s
 
 and `feedback_<node>` is the adjoint of all drives in the state of a node, `learn_<owner>__<key>` in a parameter:
 
@@ -21,6 +22,7 @@ from typing import cast
 import sympy as sp
 
 from physnet.costcode import CostEmitter, headed
+from physnet.differences import Move, difference
 from physnet.expressions import clip, derivative, relu, symbol, write
 from physnet.layers import A, Layer, Layers
 from physnet.lowering import Source
@@ -54,6 +56,10 @@ class LayerEmitter(CostEmitter):
             self.learn(tensor)
             self.shape(tensor)
         self.cost()
+        for name in dict.fromkeys(cost.node for cost in self.plan.graph.costs):
+            self.cost_slope(name)
+        for tensor in self.plan.graph.tensors():
+            self.judged(tensor)
 
     # ------------------------------------------------------------ forwards
 
@@ -62,11 +68,18 @@ class LayerEmitter(CostEmitter):
         bias = [] if layer.bias == 0 else [self.print(layer.bias, self.node_symbols(name))]
         if layer.fixed:
             self.out.function(f"fixed_{name}(p, s)", f"The drive of {name} from clamped nodes and parameters alone.")
-            self.out(f"return {' + '.join([self.sum_of(layer.fixed), *bias])}")
+            self.out(f"return {self.affine(layer.fixed, bias)}")
             bias = [f'k["{name}"]']
         self.out.function(f"drive_{name}(p, s, k)", f"a of {name}.")
-        terms = [*map(self.source, layer.live), *bias]
-        self.out(f"return {' + '.join(terms)}")
+        self.out(f"return {self.affine(layer.live, bias)}")
+
+    def affine(self, sources: tuple[Source, ...], bias: list[str]) -> str:
+        """Sources and a bias added up, the bias by a connection that can do so on the way."""
+        first = sources[0] if sources else None
+        if first is None or first.constant or not bias:
+            return " + ".join([*map(self.source, sources), *bias])
+        begun = f"{first.edge}_edge.affine({self.message(first)}, {self.kernel(first.edge, first.kernel)}, {bias[0]})"
+        return " + ".join([begun, *map(self.source, sources[1:])])
 
     def activation(self, layer: Layer) -> None:
         name, written = layer.node.name, write(layer.activation)
@@ -78,18 +91,37 @@ class LayerEmitter(CostEmitter):
         self.out(f"return {self.print(layer.slope, symbols)}{none}")
         self.out.function(f"through_{name}(p, a, v)", "f'(a) v")
         self.out(f"return {self.through(layer, symbols)}")
+        doc = "unit (f(a + d/unit) - f(a)), without loss; unit is a negative number, and a and d may be used up."
+        self.out.function(f"error_{name}(p, a, d, unit)", doc)
+        self.out(f"return {self.error(layer, symbols)}")
 
     def through(self, layer: Layer, symbols: Names) -> str:
         """f'(a) v, in one pass over memory where there is one."""
-        f = layer.activation
-        if f == A:
+        if layer.activation == A:
             return "v"
-        if f == relu(A):
+        if layer.activation == relu(A):
             return "through_relu(v, a)"
+        bounds = self.bounds(layer)
+        return f"through_clip(v, a, {bounds})" if bounds else f"({self.print(layer.slope, symbols)})*v"
+
+    def error(self, layer: Layer, symbols: Names) -> str:
+        """unit (f(a + d/unit) - f(a)); for a rectifier in as few passes as it takes without a unit."""
+        if layer.activation == A:
+            return "d"
+        if layer.activation == relu(A):
+            return "relu_error(a, d, unit)"
+        bounds = self.bounds(layer)
+        if bounds:
+            return f"unit*clip_difference(a, d/unit, {bounds})"
+        change = difference(layer.activation, {A: Move(A, _CHANGE, cast(sp.Expr, A + _CHANGE))})
+        return f"unit*({self.print(change, symbols, {_CHANGE: '(d/unit)'})})"
+
+    def bounds(self, layer: Layer) -> str:
+        """Those of an activation that clips its drive to numbers; empty for others."""
+        f = layer.activation
         if isinstance(f, clip) and f.args[0] == A and f.args[1].is_number and f.args[2].is_number:
-            lo, hi = (self.print(cast(sp.Expr, bound)) for bound in f.args[1:])
-            return f"through_clip(v, a, {lo}, {hi})"
-        return f"({self.print(layer.slope, symbols)})*v"
+            return ", ".join(self.print(cast(sp.Expr, bound)) for bound in f.args[1:])
+        return ""
 
     # ------------------------------------------------------------ backwards
 
@@ -106,9 +138,16 @@ class LayerEmitter(CostEmitter):
 
     def back(self, layer: Layer, source: Source) -> str:
         """The adjoint of the connection of a source."""
-        chosen = f", {self.message(source)}" if self.selects(source) else ""
+        link, kernel, v = f"{source.edge}_edge", self.kernel(source.edge, source.kernel), f'q["{layer.node.name}"]'
+        if self.selects(source):
+            return f"{link}.link.adjoint({self.placed(source, v)}, {kernel})"
+        return f"{link}.adjoint({v}, {kernel})"
+
+    def placed(self, source: Source, value: str, states: str = "s") -> str:
+        """A value at the places of the winners that its connection selects."""
         kernel = self.kernel(source.edge, source.kernel)
-        return f'{source.edge}_edge.adjoint(q["{layer.node.name}"], {kernel}{chosen})'
+        message = self.print(source.function, {X: f'{states}["{source.neighbour}"]'})
+        return f"{source.edge}_edge.placed({value}, {kernel}, {message})"
 
     def selects(self, source: Source) -> bool:
         return self.plan.edges[source.edge].selects
@@ -125,7 +164,10 @@ class LayerEmitter(CostEmitter):
         terms = [term for owner, key in self.users[tensor] for term in self.drive_slopes(owner, key)]
         if terms:
             owner, key = tensor.split(".")
-            self.out.function(f"learn_{owner}__{key}(p, s, q)", f"d/d{tensor} of all drives times q, over all rows.")
+            doc = f"d/d{tensor} of all drives times q, over all rows."
+            self.out.function(f"learn_{owner}__{key}(p, s, q, r=None)", doc)
+            if any("placed(" in term for term in terms):
+                self.out("r = r or s")
             self.out(f"return {' + '.join(terms)}")
 
     def drive_slopes(self, owner: str, key: str) -> list[str]:
@@ -148,7 +190,7 @@ class LayerEmitter(CostEmitter):
         if source.constant:
             v = f"{v}.sum(0, keepdim=True)"
         elif self.selects(source):
-            v = f"{source.edge}_edge.place({v}, {self.kernel(source.edge, source.kernel)}, {message})"
+            v = self.placed(source, v, "r")
         term = self.correlation(self.plan.edges[source.edge], key, factor, f"{message}, {v}")
         return term if number == 1 else f"{self.print(number)}*{term}"
 
@@ -172,5 +214,40 @@ class LayerEmitter(CostEmitter):
             value = f"({self.print(slope, self.node_symbols(owner), table or {})})*{value}"
         return f"rows_onto({value}, {self.tensor(owner, key)})"
 
+    # ------------------------------------------------------------ costs
+
+    def cost_slope(self, name: str) -> None:
+        plan, state = self.plan.nodes[name], self.state(name)
+        self.out.function(f"cost_slope_{name}(p, s, y)", f"dC/d{name}")
+        slope = derivative(plan.separable, X)
+        terms = [] if slope == 0 else [self.per_unit(slope, name)]
+        terms += [f"{self.print(item.cost.factor)}*tilt_{item.index}(p, s, y)" for item in plan.external]
+        self.out(f"return {' + '.join(terms) or f'0*{state}'}")
+
+    def judged(self, tensor: str) -> None:
+        """What a cost itself says about a parameter: of its term, of its readout, or of a regulariser."""
+        terms = [term for owner, key in self.users[tensor] for term in self.judgements(owner, key)]
+        slope = self.penalty_slope(tensor)
+        if slope:
+            terms.append(f"len({self.state(next(iter(self.plan.nodes)))})*({slope})")
+        if terms:
+            owner, key = tensor.split(".")
+            self.out.function(f"judged_{owner}__{key}(p, s, y)", f"dC/d{tensor}, over all rows, states held.")
+            self.out(f"return {' + '.join(terms)}")
+
+    def judgements(self, owner: str, key: str) -> list[str]:
+        weight = self.tensor(owner, key)
+        for item in self.plan.external:
+            if item.cost.readout is not None and item.cost.readout.name == owner:
+                slope = f"{self.print(item.cost.factor)}*slope_{item.index}(p, s, y)"
+                if key == "b":
+                    return [f"rows_onto({slope}, {weight})"]
+                return [f"{owner}_edge.correlate({self.state(item.cost.node)}, {slope}, {weight})"]
+        plan = self.plan.nodes.get(owner)
+        slope = sp.Integer(0) if plan is None else derivative(plan.separable, symbol(key))
+        return [] if slope == 0 else [f"rows_onto({self.per_unit(slope, owner)}, {weight})"]
+
+
+_CHANGE = sp.Symbol("change of a", real=True)
 
 __all__ = ["LayerEmitter", "generate_layers"]

@@ -81,6 +81,10 @@ class Linked(ABC):
     def apply(self, u: Tensor, w: Tensor) -> Tensor:
         """The drive on post: linear in u, [rows, *pre] -> [rows, *post], and linear in w."""
 
+    def affine(self, u: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        """apply(u, w) + b, where b broadcasts over [rows, *post]."""
+        return self.apply(u, w) + b
+
     def adjoint(self, v: Tensor, w: Tensor) -> Tensor:
         """The drive on pre: [rows, *post] -> [rows, *pre], the transpose of `apply` in u."""
         import torch
@@ -127,6 +131,9 @@ class Selecting(Linked):
     those from a state of pre `u` and of post `v`, in the dtype of the products if that is narrower.
     """
 
+    link: Linked
+    """The map before the selection."""
+
     @abstractmethod
     def adjoint(self, v: Tensor, w: Tensor, u: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The drive on pre, through the winners that `u` has."""
@@ -134,6 +141,10 @@ class Selecting(Linked):
     @abstractmethod
     def place(self, v: Tensor, w: Tensor, u: Tensor) -> Tensor:
         """S_u^T v: what `correlate` takes for v."""
+
+    def placed(self, v: Tensor, w: Tensor, u: Tensor) -> Tensor:
+        """`place`, for who needs it both to go back through the link and to correlate: it may be kept."""
+        return self.place(v, w, u)
 
     @abstractmethod
     def place_moved(self, v: Tensor, w: Tensor, moved: Tensor, u: Tensor) -> Tensor:
@@ -165,8 +176,14 @@ class RealLink(Linked):
     def apply(self, u: Tensor, w: Tensor) -> Tensor:
         return _in_parts(u, w, self.link.apply)
 
+    def affine(self, u: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        if u.dtype == w.dtype == b.dtype:
+            return self.link.affine(u, w, b)
+        return self.apply(u, w) + b
+
     def adjoint(self, v: Tensor, w: Tensor) -> Tensor:
-        return _in_parts(v, w, self.link.adjoint).to(v.dtype)  # sums may have come in a wider one
+        found = _in_parts(v, w, self.link.adjoint)
+        return found if found.dtype == v.dtype else found.to(v.dtype)  # sums may have come in a wider one
 
     def correlate(self, u: Tensor, v: Tensor, w: Tensor) -> Tensor:
         return self.link.correlate(u, v, w)
@@ -207,17 +224,22 @@ class _DenseLink(Linked):
     def apply(self, u: Tensor, w: Tensor) -> Tensor:
         if w.dim() == 0:
             return (u.flatten(1).sum(1) * w).view(-1, *(1,) * len(self.post)).expand(-1, *self.post)
-        return self._as(u.flatten(1) @ w.mT, self.post)
+        return self._as(_flat(u) @ w.mT, self.post)
+
+    def affine(self, u: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        if w.dim() == 0 or b.shape != self.post or len(self.post) > 1:
+            return self.apply(u, w) + b
+        return b.addmm(_flat(u), w.mT)
 
     def adjoint(self, v: Tensor, w: Tensor) -> Tensor:
         if w.dim() == 0:
             return (v.flatten(1).sum(1) * w).view(-1, *(1,) * len(self.pre)).expand(-1, *self.pre)
-        return self._as(v.flatten(1) @ w, self.pre)
+        return self._as(_flat(v) @ w, self.pre)
 
     def correlate(self, u: Tensor, v: Tensor, w: Tensor) -> Tensor:
         if w.dim() == 0:
             return v.flatten(1).sum(1) @ u.flatten(1).sum(1)
-        return v.flatten(1).mT @ u.flatten(1)
+        return _flat(v).mT @ _flat(u)
 
     def pairs(self, pre: Tensor, post: Tensor) -> tuple[Tensor, Tensor]:
         return pre.flatten(1)[:, None, :], post.flatten(1)[:, :, None]
@@ -231,6 +253,10 @@ class _DenseLink(Linked):
     @staticmethod
     def _as(x: Tensor, shape: Shape) -> Tensor:
         return x if len(shape) == 1 else x.unflatten(1, shape)
+
+
+def _flat(x: Tensor) -> Tensor:
+    return x if x.dim() == 2 else x.flatten(1)
 
 
 @dataclass(frozen=True)

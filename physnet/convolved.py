@@ -61,6 +61,12 @@ class ConvLink(Linked):
             return unfolded.apply(u, w)
         return torch.conv2d(u, self._kernel(w), **self.settings)
 
+    def affine(self, u: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        unfolded = self._unfolds(w)
+        if b.dim() != 3 or b.shape[1:] != (1, 1) or (unfolded is not None and unfolded.pays):
+            return self.apply(u, w) + b
+        return torch.conv2d(u, self._kernel(w), b.view(-1), **self.settings)
+
     def adjoint(self, v: Tensor, w: Tensor) -> Tensor:
         unfolded = self._unfolds(w)
         if unfolded is not None and unfolded.adjoint_pays:
@@ -166,6 +172,7 @@ class PooledLink(Selecting):
         super().__init__(link.pre, post)
         self.link, self.sizes = RealLink(link), (*map(list, sizes), [1, 1])
         self._here, self._moved, self._shifted, self._full = Kept(), Kept(), Kept(), Kept()
+        self._placed = Kept()
 
     # ---------------------------------------------------------------- in states
 
@@ -181,6 +188,9 @@ class PooledLink(Selecting):
     def place(self, v: Tensor, w: Tensor, u: Tensor) -> Tensor:
         windows = self._windows(u, w)  # a clamped u has the same rows for every phase of v
         return torch.cat([self._spread(part, windows) for part in v.split(u.shape[0])])
+
+    def placed(self, v: Tensor, w: Tensor, u: Tensor) -> Tensor:
+        return self._placed((v, w, u), lambda: self.place(v, w, u))
 
     def _windows(self, u: Tensor, w: Tensor) -> Windows:
         return self._here((u, w), lambda: self._pool(self.link.apply(u, w)))

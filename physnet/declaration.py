@@ -18,7 +18,7 @@ from physnet.errors import DeclarationError, Fault, ShapeError, collected, did_y
 from physnet.graph import EnergyGraph
 from physnet.patterns import relative_to
 from physnet.reading import check_share, choose_method, read_schema
-from physnet.references import find_learning
+from physnet.references import check_learning
 from physnet.schema import CostSchema, ExperimentSchema, LearnSchema, NodeSchema, RelaxSchema, TrainSchema
 from physnet.sources import Source, dump_yaml, parse_source, read_source
 
@@ -83,10 +83,18 @@ def load_experiment(path: str | Path, changes: Mapping[str, str] | None = None) 
     """
     source = read_source(path)
     values = {key: parse_source(value, f"--set {key}").data for key, value in (changes or {}).items()}
+    _drop_options(source.data, values)
     for key, value in values.items():
         _change(source.data, key, value)
     source = choose_method(source, values)
     return _build(source)
+
+
+def _drop_options(data: Any, changes: Mapping[str, Any]) -> None:
+    """Options are those of the method that a file names, and go with it."""
+    learn = data.get("learn") if isinstance(data, dict) else None
+    if isinstance(learn, dict) and learn.get("protocol") != changes.get("learn.protocol", learn.get("protocol")):
+        learn.pop("options", None)
 
 
 def _change(data: Any, key: str, value: Any) -> None:
@@ -124,11 +132,11 @@ def _build(source: Source) -> Experiment:
 
     try:
         schema = read_schema(source.data)
-        protocol = schema.learn.protocol
+        learn = schema.learn
         with relative_to(Path(source.name).parent):
             graph, *_ = collected(
                 lambda: _Builder(schema, Path(source.name).parent).build(),
-                lambda: located(("learn",), lambda: find_learning(protocol)),
+                lambda: located(("learn",), lambda: check_learning(learn.protocol, learn.beta, learn.options)),
                 lambda: located(("train", "data"), lambda: check_data(schema.train.data)),
                 lambda: located(("train", "validation"), lambda: check_share(schema.train.validation)),
                 lambda: located(("train", "augment"), lambda: find_augmentations(schema.train.augment)),

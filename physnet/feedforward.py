@@ -48,8 +48,11 @@ class FeedForward(EnergyModel):
         self._verified = {}
         self._modules.update(model._modules)
         self.plan, self.graph = self._derive(model.plan), model.graph
-        self.source = generate_activations(self.plan)
+        self.source = self._write()
         self._load()
+
+    def _write(self) -> str:
+        return generate_activations(self.plan)
 
     def _derive(self, plan: Plan) -> Plan:
         return feed_forward(plan, objection)

@@ -48,6 +48,13 @@ def through_clip(v: Tensor, x: Tensor, lo: float, hi: float) -> Tensor:
     return aten.hardtanh_backward(v, x, lo, hi)
 
 
+def relu_error(x: Tensor, d: Tensor, unit: float) -> Tensor:
+    """unit (relu(x + d/unit) - relu(x)) = min(d, y) - min(y, 0) with y = -unit x, for a negative unit; without loss,
+    and neither tensor survives."""
+    y = x.mul_(-unit)
+    return torch.minimum(d, y, out=d).sub_(y.clamp_max_(0))
+
+
 def minimum(first: Tensor | float, *others: Tensor | float) -> Tensor | float:
     """The smallest of several tensors or numbers, elementwise."""
     for other in others:

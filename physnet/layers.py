@@ -60,7 +60,7 @@ class Layers:
     """The layers of a graph.
 
     Arguments:
-        plan: what they were made of; costs, ties and the names of tensors are found there.
+        plan: what they were made of, directed; costs, ties and the names of tensors are found there.
         nodes: the layers of the free nodes, by name, each behind all that it hears of.
     """
 
@@ -83,6 +83,13 @@ class Layers:
             for name, layer in self.nodes.items()
             for key in layer.node.parameters
         )
+
+    def bend(self, name: str) -> float | None:
+        """d^2C/dx^2 of a node that passes on its drive, if it is a number: then nudged states have a closed form."""
+        node = self.plan.nodes[name]
+        second = sp.simplify(derivative(derivative(node.separable, X), X))
+        plain = self.nodes[name].activation == A and not node.external
+        return float(second) if plain and second.is_number and second >= 0 else None
 
 
 def prediction_layers(plan: Plan) -> Layers | str:
@@ -113,7 +120,7 @@ def layers(plan: Plan) -> Layers:
     """
     directed = feed_forward(plan, _objection)
     return Layers(
-        plan,
+        directed,
         {
             name: _of_energy(node) if plan.nodes[name].drive is None else _of_prediction(plan.nodes[name])
             for name, node in directed.nodes.items()

@@ -82,6 +82,11 @@ class Engine(nn.Module):
         raise NotImplementedError
 
     @property
+    def nudge(self) -> float | None:
+        """The size of the nudge, of engines that have one."""
+        return None
+
+    @property
     def carried(self) -> State:
         """The states of the last batch, where the next one starts from them."""
         return {}
@@ -154,9 +159,9 @@ class EquilibriumPropagation(Engine):
         method = find_method(protocol)
         self.protocol = protocol_of(method)
         self.reference = method if isinstance(method, Reference) else None
-        if self.protocol.predictive and isinstance(model.layers, str):
+        if self.protocol.predictive and isinstance(model.predictions, str):
             message = f"the protocol '{self.protocol.name}' takes the free phase to have no gradient"
-            raise DeclarationError(Fault(f"{message}, but {model.layers}", "use centered", ("protocol",)))
+            raise DeclarationError(Fault(f"{message}, but {model.predictions}", "use centered", ("protocol",)))
         self.relaxation = Relaxation(relaxation) if isinstance(relaxation, str) else relaxation
         nudged = replace(self.relaxation, tolerance=None) if nudged is None else nudged
         self.nudged = Relaxation(nudged) if isinstance(nudged, str) else nudged
@@ -184,6 +189,10 @@ class EquilibriumPropagation(Engine):
             generator = stream(self.seed, "initial", self.batches)
             start = initial_state(problem, self.relaxation.initial, generator, self.previous, self.share)
             return run(problem, start, self.relaxation)
+
+    @property
+    def nudge(self) -> float:
+        return self.beta
 
     @property
     def carried(self) -> State:
@@ -243,7 +252,7 @@ def _contrast(ctx: Any, needed: list[str], scale: Tensor) -> dict[str, Tensor]:
     return nudged.displaced.contrasts(free, nudged.displacement, states, ctx.coefficients, weight, needed)
 
 
-def gradients(ep: EquilibriumPropagation, **batch: Tensor) -> dict[str, Tensor]:
+def gradients(ep: Engine, **batch: Tensor) -> dict[str, Tensor]:
     """The gradient estimate of every parameter for one batch, leaving `.grad` alone."""
     names = [name for name, value in ep.model.tensors.items() if value.requires_grad]
     values = [ep.model.tensors[name] for name in names]

@@ -102,7 +102,7 @@ class EnergyModel(nn.Module):
         return tuple(self.plan.nodes)
 
     @cached_property
-    def layers(self) -> Layers | str:
+    def predictions(self) -> Layers | str:
         """The layers of an energy that is made of predictions alone, or why it isn't."""
         return prediction_layers(self.plan)
 
@@ -127,6 +127,11 @@ class EnergyModel(nn.Module):
             ShapeError: for tensors that don't fit.
             RelaxationError: if a parameter violates its constraint.
         """
+        clamped, rows = self.clamp(inputs, rows)
+        return Problem(self, clamped, rows)
+
+    def clamp(self, inputs: Mapping[str, Tensor], rows: int | None = None) -> tuple[State, int]:
+        """The clamped states of a batch, and how many rows it has; see `problem`."""
         self.check_constraints()
         clamped = self.encode(inputs)
         if clamped:
@@ -136,7 +141,7 @@ class EnergyModel(nn.Module):
             rows = next(iter(sizes.values()))
         if rows is None:
             raise ShapeError("the network has no input, so the number of samples is unknown", "pass rows=")
-        return Problem(self, clamped, rows)
+        return clamped, rows
 
     def encode(self, inputs: Mapping[str, Tensor]) -> State:
         """Clamped states from what the user gives: checked, in the dtype and on the device of the model, encoded."""

@@ -81,7 +81,7 @@ def backward(problem: Problem, found: Forward) -> Backward:
 
 def order(problem: Problem) -> tuple[str, ...]:
     """The free nodes, each behind those that predict it."""
-    layers = problem.model.layers
+    layers = problem.model.predictions
     assert not isinstance(layers, str)
     return tuple(layers.nodes)
 
@@ -211,7 +211,7 @@ class InStates(Nudged):
         )
         super().__init__(wide, exact)
         start = {name: value.double() for name, value in state.items()}
-        if not isinstance(free.model.layers, str) and free.passed is not None and free.passed.states is state:
+        if not isinstance(free.model.predictions, str) and free.passed is not None and free.passed.states is state:
             start = forward(exact).states  # to the last digit of float64
         self.origin = repeated(start, self.phases)
         self.held = dict(held or {})

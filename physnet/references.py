@@ -10,7 +10,7 @@ import ast
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from physnet.errors import DeclarationError, Fault
 from physnet.methods import METHODS, Method
@@ -74,6 +74,20 @@ def find_learning(name: str) -> Protocol | Reference | Method:
         DeclarationError: if there is none, or if its arguments don't fit.
     """
     return METHODS[name] if name in METHODS else find_method(name)
+
+
+def check_learning(name: str, beta: float, options: Mapping[str, Any]) -> None:
+    """Refuse a protocol, reference or method that doesn't exist, or doesn't have such options.
+
+    Raises:
+        DeclarationError: with faults under the keys of `learn`.
+    """
+    found = find_learning(name)
+    if isinstance(found, Method):
+        found.configured(beta, options)
+    elif options:
+        message = f"{name} has no options"
+        raise DeclarationError(Fault(message, "options are for methods, such as dual", ("options",), at_key=True))
 
 
 def find_method(name: str | Protocol | Reference) -> Protocol | Reference:

@@ -67,7 +67,11 @@ def log_cosh_difference(a: Tensor, d: Tensor) -> Tensor:
 
 
 def relu_difference(a: Tensor, d: Tensor) -> Tensor:
-    return torch.where(a > 0, torch.maximum(d, -a), torch.relu(a + d))
+    return torch.maximum(d, -a) + a.clamp_max(0)
+
+
+def clip_difference(a: Tensor, d: Tensor, lo: float, hi: float) -> Tensor:
+    return d.clamp(lo - a, hi - a) + (a - a.clamp(lo, hi))
 
 
 def magnitude_difference(a: Tensor, d: Tensor) -> Tensor:

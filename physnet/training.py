@@ -55,7 +55,8 @@ def engine(
 ) -> Engine:
     """The learning engine that an experiment declares."""
     if learn.protocol in METHODS:
-        return METHODS[learn.protocol].make(model, seed, precision)
+        method = METHODS[learn.protocol]
+        return method.make(model, seed, precision, method.configured(learn.beta, learn.options))
     return EquilibriumPropagation(
         model,
         learn.beta,
