@@ -86,13 +86,10 @@ def _turns_freely(node: Node) -> bool:
 def winding(graph: EnergyGraph) -> float:
     """By how many turns oscillators can be apart that are locked: a quarter turn for each pair on the way between
     them, such as in a long chain whose frequencies grow along it."""
-    angular = {node.name: node for node in graph.nodes() if node.free and node.domain.period}
     pairs = 0
     for edge in graph.edges():
         within = edge.connection
-        pattern = (
-            within.pattern_of(angular[edge.pre].shape) if isinstance(within, Within) and edge.pre in angular else None
-        )
+        pattern = within.pattern_of(graph.node(edge.pre).shape) if isinstance(within, Within) else None
         pairs += 1 if pattern is None else _reach(pattern)
     return pairs / 4
 

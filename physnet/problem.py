@@ -163,9 +163,10 @@ class Problem:
         fixed = {name: self.model.functions[f"fixed_{name}"](self.parameters, seed) for name in self.model.free}
         plan = self.model.plan
         for nodes in plan.rotations:
-            for node, field in ((node, field) for node in nodes for field in plan.nodes[node].fields if field.turns):
-                shape = (1,) * (1 + len(self._shape(node)))
-                fixed[node][field.index] = self._tau(node) * self._frame(nodes, fixed).view(shape)
+            for name in nodes:
+                for field in (field for field in self._fields(name) if field.turns):
+                    shape = (1,) * (1 + len(self._shape(name)))
+                    fixed[name][field.index] = self._tau(name) * self._frame(nodes, fixed).view(shape)
         return fixed
 
     def _tau(self, node: str) -> float:

@@ -50,13 +50,11 @@ class Vectors:
     @cached_property
     def rotations(self) -> Vector:
         """The common rotations that leave the energy as it is, as orthonormal rows: [rotations, units]."""
-        found = [
-            torch.cat([torch.full((size,), float(name in part)) for name, size in zip(self.shapes, self.sizes)])  # noqa: B905
-            for part in self.problem.model.plan.rotations
-        ]
-        return (
-            torch.stack(found) / torch.stack(found).norm(dim=1, keepdim=True) if found else torch.zeros(0, self.units)
-        )
+        number = dict(zip(self.shapes, range(len(self.sizes)), strict=True))
+        node = torch.cat([torch.full((size,), place) for place, size in enumerate(self.sizes)])
+        parts = self.problem.model.plan.rotations
+        found = [torch.isin(node, torch.tensor([number[name] for name in part])).double() for part in parts]
+        return torch.stack([row / row.norm() for row in found]) if found else torch.zeros(0, self.units)
 
     def unrotated(self, s: Vector) -> Vector:
         """A move without what it has of common rotations."""
