@@ -14,6 +14,8 @@ from physnet.errors import RelaxationError
 
 States = Num[Tensor, " rows *node"]
 MAX_ITERATIONS = 100
+ROUNDING = 1e-4
+"""What part of a turn may be lost to rounding, of angles that have turned often."""
 TRUSTED = 8
 """Newton steps after which they have to halve each time: along an exponential all of them are equally long."""
 
@@ -113,7 +115,8 @@ def minimise(
     if energy is None:
         return x
     if domain.period:
-        return torch.where((x - start).abs() < domain.period, x, _onward(slopes, start, steepest))
+        within = (x - start).abs() < (1 - ROUNDING) * domain.period
+        return torch.where(within, x, _onward(slopes, start, steepest))
     noise = 8 * torch.finfo(start.dtype).eps
     before, after = energy(start), energy(x)
     result = torch.where((after <= before + noise * (1 + before.abs())) | before.isnan(), x, start)
