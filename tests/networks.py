@@ -30,7 +30,7 @@ NODES: dict[str, dict[str, Any]] = {
     "hopfield-relu6": {"b": {"init": "uniform(0.3, 0.6)"}},
     "hopfield-smooth": {"b": {"init": "normal(0, 0.5)"}},
     "kuramoto": {"omega": {"spread": 0.05}},
-    "oscillator-ising": {"h": {"init": "uniform(0.3, 0.6)"}, "s": {"init": "uniform(0.05, 0.15)"}},
+    "oscillator-ising": {"h": {"init": "uniform(1.0, 1.3)"}, "s": {"init": "uniform(0.05, 0.15)"}},
     "resistive": {"i": {"init": "normal(0, 0.1)"}},
     "resistive-diodes": {"i": {"init": "normal(0, 0.1)"}},
     "xy": {"h": {"init": "normal(1, 0.2)"}},
