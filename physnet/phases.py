@@ -146,6 +146,9 @@ def animation(trajectory: Trajectory, path: Path) -> Path:
         right.set_title(f"order parameter {order[frame]:.2f}")
         return drawn, points, mean
 
+    show(0)
+    figure.canvas.draw()
+    figure.set_layout_engine("none")  # once is enough, and takes longer than a frame
     FuncAnimation(figure, show, frames=list(shown), blit=False).save(path, PillowWriter(fps=12), dpi=80)
     pyplot.close(figure)
     return path

@@ -153,13 +153,13 @@ def test_a_unit_on_top_of_its_hill_goes_down() -> None:
 
 def test_injection_makes_phases_binary() -> None:
     """With strong injection phases are 0 or pi, and an antiferromagnetic ring of four finds its ground state."""
-    s = {"s": {"init": "2*ones()"}}
+    s = {"s": {"init": "3*ones()"}}
     graph = EnergyGraph("oscillator-ising").state("spins", 4, parameters=s)
     graph.couple("spins", "spins", "sparse('ring', 4)", parameters={"w": {"init": "-ones()"}})
     result = relax(compile_energy(graph).double(), Relaxation(initial="random"), rows=64)
     spin = torch.cos(result["spins"])
     assert bool((spin.abs() > 1 - 1e-9).all())
-    assert float(result.energy.min()) == pytest.approx(-4 - 4)  # four bonds, and four units at -s/2
+    assert float(result.energy.min()) == pytest.approx(-4 - 6)  # four bonds, and four units at -s/2
 
 
 @pytest.mark.parametrize("entry", ["xy", "oscillator-ising"])
@@ -205,7 +205,7 @@ def test_a_simulation_turns_at_the_mean_frequency_and_settles_in_its_frame() -> 
     path = simulate(two(2.0, 2.5), Simulation(20.0, 401, accuracy=1e-9), rows=1)
     theta = (path["b"] - path["a"])[:, 0, 0].numpy()
     exact = solve_ivp(lambda t, y: 0.5 - 2 * np.sin(y), (0, 20), [0], rtol=1e-11, t_eval=path.times.numpy()).y[0]
-    assert np.abs(theta - exact).max() < 1e-6
+    assert np.abs(theta - exact).max() < 1e-5
     assert path.frame == {"a": 2.25, "b": 2.25} and bool(path.converged.all())
     assert path.frequencies("a").item() == pytest.approx(2.25, abs=1e-6)
     assert torch.allclose((path["a"] + path["b"])[:, 0, 0], 4.5 * path.times, atol=1e-6)
@@ -384,7 +384,8 @@ def test_the_command_shows_arrays_without_data(tmp_path: Path, shape: str, patte
         oscillators = list(csv.DictReader(lines))
     assert len(oscillators) == 3 * (20 if "[" in shape else 8)
     if spread == "0.1":
-        assert len({round(float(row["frequency"]), 2) for row in oscillators}) == 1
+        frequencies = [float(row["frequency"]) for row in oscillators]
+        assert max(frequencies) - min(frequencies) < 0.1
     assert (out / "simulation.png").read_bytes().startswith(b"\x89PNG")
     with Image.open(out / "phases.gif") as moving:
         assert moving.n_frames == 13  # pyright: ignore[reportAttributeAccessIssue]
