@@ -366,7 +366,7 @@ class _Motion:
             off = sum(self.tau[name] * (goal[name] - here[name]).flatten(1).sum(1) for name in nodes)
             inertia = sum(self.tau[name] * here[name][0].numel() for name in nodes)
             for name in nodes:
-                goal[name] = goal[name] - (off / inertia).view(-1, *(1,) * (here[name].dim() - 1))
+                goal[name] = goal[name] - torch.as_tensor(off / inertia).view(-1, *(1,) * (here[name].dim() - 1))
         return goal
 
     def distance(self, path: Tensor, end: State) -> Tensor:
