@@ -15,14 +15,16 @@ from physnet.displacements import Displacements
 from physnet.expressions import derivative, symbol, write
 from physnet.lowering import (
     BETA,
+    A,
     EdgePlan,
     NodePlan,
     Product,
     contrast_products,
     parameter_slope,
 )
+from physnet.predictions import ERROR, Prediction, prediction
 from physnet.printing import shown
-from physnet.separation import POST, PRE
+from physnet.separation import POST, PRE, X
 
 NUDGE = {BETA: Move(sp.Integer(0), BETA, BETA)}
 
@@ -33,10 +35,10 @@ class ContrastEmitter(Displacements):
     def emit(self) -> None:
         for edge in self.plan.edges.values():
             for name in edge.edge.parameters:
-                self.edge_contrast(edge, name)
+                (self.prediction_contrast if edge.edge.predicts else self.edge_contrast)(edge, name)
         for plan in self.plan.nodes.values():
             for name in plan.node.parameters:
-                self.node_contrast(plan, name)
+                (self.driven_contrast if plan.drive else self.node_contrast)(plan, name)
         for item in self.plan.external:
             self.readout_contrasts(item)
         self.summed_contrasts()
@@ -52,17 +54,7 @@ class ContrastEmitter(Displacements):
         terms: list[str] = []
         for factor, products in contrast_products(plan, parameter).items():
             stacked = ", ".join(self.product(plan, product) for product in products)
-            printed = self.print(factor, self.edge_symbols(plan))
-            # a scalar that multiplies a tensor has one slope per pair, which are summed
-            each = edge.parameters[parameter].shape == "scalar" and any(
-                edge.parameters[str(item)].shape != "scalar" for item in factor.free_symbols
-            )
-            term = f"{edge.name}_edge.correlate(*phases.stack({stacked}), {printed if each else weight})"
-            if factor != 1:
-                term = f"({printed})*{term}"
-            if each:
-                term = f"({term}).sum()"
-            terms.append(term)
+            terms.append(self.correlation(plan, parameter, factor, f"*phases.stack({stacked})"))
         self.out(f"return {' + '.join(terms) or f'0*{weight}'}")
 
     def mixed_contrast(self, plan: EdgePlan, slope: sp.Expr, weight: str) -> None:
@@ -100,6 +92,32 @@ class ContrastEmitter(Displacements):
         else:
             place = f"place({post}, {self.selected_weight(plan)}, {pre})"
         return f"({edge.name}_edge.{place}, {self.through_winners(plan, 'place', change)})"
+
+    def prediction_contrast(self, plan: EdgePlan, parameter: str) -> None:
+        """dF/dw = sum of message(pre) dF/da: a product of what passes an edge forwards and backwards."""
+        edge, weight = plan.edge, self.tensor(plan.edge.name, parameter)
+        self.out.function(self.contrast_head(edge.name, parameter), f"d/d{parameter}: {write(plan.passed)} dE/da")
+        self.out(f"u = {self.print(plan.passed, {PRE: self.state(edge.pre)})}")
+        every = "each" if edge.pre in self.plan.nodes else "whole"
+        self.out(f'v = phases.{every}_signal("{edge.post}")')
+        if plan.selects:
+            self.out(f"v = {edge.name}_edge.place(v, {weight}, u)")
+        self.out(f"return {edge.name}_edge.correlate(u, v, {weight})")
+
+    def driven_contrast(self, plan: NodePlan, parameter: str) -> None:
+        """dF/dtheta of a node with a drive: of its bias, the slope in the drive; of others, in its error if it has one."""
+        name, slope = plan.node.name, parameter_slope(plan, parameter)
+        form = prediction(plan.node)
+        slope = form.in_error(slope) if isinstance(form, Prediction) else slope
+        self.out.function(
+            self.contrast_head(name, parameter), f"d/d{parameter}: {shown(slope)}{' dE/da' * (parameter == 'b')}"
+        )
+        weight = self.tensor(name, parameter)
+        terms = [f'phases.whole_signal("{name}")'] if parameter == "b" else []
+        if slope != 0:
+            table = {X: self.state(name), A: f'phases.drives["{name}"]', ERROR: f'phases.errors["{name}"]'}
+            terms.append(f"phases.whole({self.print(slope, self.node_symbols(name), table)} + {self.zero(name)})")
+        self.out(f"return rows_onto({' + '.join(terms)}, {weight})" if terms else f"return 0*{weight}")
 
     def node_contrast(self, plan: NodePlan, parameter: str) -> None:
         name = plan.node.name

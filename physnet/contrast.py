@@ -32,9 +32,20 @@ class Phases:
         coefficients: c_k; complex ones stand for themselves and their conjugates.
         rows: samples in the batch.
         scale: a factor for the whole gradient, a number or a 0-dimensional tensor.
+        signals: dF/da of nodes whose energy has a drive, all phases; `drives` are these drives, and `errors` by how
+            much states differ from what is predicted.
     """
 
-    def __init__(self, coefficients: Sequence[complex], rows: int, scale: Tensor | float = 1.0) -> None:
+    def __init__(
+        self,
+        coefficients: Sequence[complex],
+        rows: int,
+        scale: Tensor | float = 1.0,
+        signals: Mapping[str, Tensor] | None = None,
+        drives: Mapping[str, Tensor] | None = None,
+        errors: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self.signals, self.drives, self.errors = signals or {}, drives or {}, errors or {}
         self.coefficients = tuple(complex(c) if complex(c).imag else complex(c).real for c in coefficients)
         self.rows, self.scale = rows, scale
         whole = sum(self.coefficients)
@@ -107,6 +118,26 @@ class Phases:
 
     def constant_clamped(self, u: Tensor, v: Tensor, number: float) -> Rows:
         return u, v.sum(0, keepdim=True) * (self.sum.real * number * self.scale)
+
+    # ---------------------------------------------------------------- predictions
+
+    def each(self, value: Tensor) -> Tensor:
+        """scale * c_k v_k, phases stacked along the rows."""
+        if len(self.coefficients) == 1:
+            return value * (self.coefficients[0] * self.scale)
+        return torch.cat([v * (c * self.scale) for c, v in zip(self.coefficients, self._blocks(value), strict=True)])
+
+    def whole(self, value: Tensor) -> Tensor:
+        """scale * sum_k c_k v_k: [phases * rows, ...] -> [rows, ...]."""
+        return sum(v * (c * self.scale) for c, v in zip(self.coefficients, self._blocks(value), strict=True))
+
+    def each_signal(self, node: str) -> Tensor:
+        """scale * c_k dF/da, phases stacked along the rows."""
+        return self.each(self.signals[node])
+
+    def whole_signal(self, node: str) -> Tensor:
+        """scale * sum_k c_k dF/da."""
+        return self.whole(self.signals[node])
 
     @staticmethod
     def stack(*products: Rows) -> Rows:

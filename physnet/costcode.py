@@ -29,9 +29,9 @@ class CostEmitter(Vocabulary):
     def zero(name: str) -> str:
         return f'0*s["{name}"]'
 
-    def per_unit(self, term: sp.Expr, name: str) -> str:
+    def per_unit(self, term: sp.Expr, name: str, table: Names | None = None) -> str:
         """A term of a node, with the shape of its state whatever it is made of."""
-        printed = self.print(term, self.node_symbols(name), {X: self.state(name)})
+        printed = self.print(term, self.node_symbols(name), {X: self.state(name)}, table or {})
         return printed if X in term.free_symbols else f"{printed} + {self.zero(name)}"
 
     def returned(self, expressions: tuple[sp.Expr, ...], table: Names) -> None:
@@ -166,12 +166,17 @@ class CostEmitter(Vocabulary):
     @cached_property
     def sums(self) -> dict[str, list[tuple[str, str]]]:
         """The tensors whose contrast has several parts, and the owners and parameters of these."""
+        penalised = {name for item in self.plan.penalties for name in item.tensors.values()}
+        return {name: parts for name, parts in self.users.items() if len(parts) > 1 or name in penalised}
+
+    @cached_property
+    def users(self) -> dict[str, list[tuple[str, str]]]:
+        """The owners, and their parameters, that every tensor stands for."""
         users: dict[str, list[tuple[str, str]]] = {}
         for owner, specs in self.plan.graph.owners().items():
             for key in specs:
                 users.setdefault(self.tensor_of(owner, key), []).append((owner, key))
-        penalised = {name for item in self.plan.penalties for name in item.tensors.values()}
-        return {name: parts for name, parts in users.items() if len(parts) > 1 or name in penalised}
+        return users
 
     def summed_contrasts(self) -> None:
         """Contrasts of tied tensors add; so does the slope of regularisers, which is the same in all phases."""

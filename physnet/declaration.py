@@ -259,7 +259,7 @@ class _Builder:
                 Fault("expected a mapping of parameters", "w: {init: zeros}", (*where, "parameters"))
             )
         parameters = {key: dict(value) if isinstance(value, Mapping) else value for key, value in parameters.items()}
-        known = {key: body.pop(key) for key in ("term", "name") if key in body}
+        known = {key: body.pop(key) for key in ("term", "name", "kind", "message") if key in body}
         via = body.pop("via", "dense")
         for key, value in body.items():  # constants of initialisers, such as gain
             owners = [
@@ -268,7 +268,7 @@ class _Builder:
                 if key in s.constants and s.on == "edge"
             ]
             if not owners:
-                options = ["via", "name", "energy", "term", "parameters"]
+                options = ["via", "name", "energy", "term", "kind", "message", "parameters"]
                 options += [c for s in self.graph.energy.parameters.values() if s.on == "edge" for c in s.constants]
                 hint = did_you_mean(key, options)
                 raise DeclarationError(Fault(f"unknown key '{key}' of an edge", hint, (*where, key), at_key=True))

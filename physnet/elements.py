@@ -14,7 +14,7 @@ from physnet.connections import Connection, Shape
 from physnet.domains import Domain
 from physnet.energy import Energy, undeclared
 from physnet.errors import DeclarationError, Fault, ShapeError, did_you_mean, located
-from physnet.expressions import RESERVED, parse
+from physnet.expressions import RESERVED, parse, symbol
 from physnet.parameters import ParameterSpec, parse_parameter
 
 T = TypeVar("T")
@@ -53,10 +53,20 @@ class Node:
     def free(self) -> bool:
         return self.role != "input"
 
+    @property
+    def driven(self) -> bool:
+        """Whether its energy is written in its drive `a`."""
+        return symbol("a") in self.term.free_symbols
+
 
 @dataclass(frozen=True)
 class Edge:
-    """A coupling from one node to another over a connection."""
+    """A coupling from one node to another over a connection; or a prediction.
+
+    Arguments:
+        term: the coupling, in `pre`, `post` and parameters; 0 for a prediction.
+        message: of a prediction: what it passes on to the drive of post, an expression in `pre`.
+    """
 
     name: str
     pre: str
@@ -64,6 +74,11 @@ class Edge:
     connection: Connection
     term: sp.Expr
     parameters: Mapping[str, ParameterSpec]
+    message: sp.Expr | None = None
+
+    @property
+    def predicts(self) -> bool:
+        return self.message is not None
 
 
 def parse_shape(declared: object) -> Shape:

@@ -14,7 +14,7 @@ import sympy as sp
 
 from physnet.domains import REAL, Domain, parse_domain
 from physnet.errors import DeclarationError, Fault, did_you_mean, located
-from physnet.expressions import RESERVED, names, parse, write
+from physnet.expressions import RESERVED, names, parse, symbol, write
 from physnet.parameters import ParameterSpec, parse_parameter
 from physnet.registry import Registry
 from physnet.sources import read_source
@@ -22,14 +22,22 @@ from physnet.sources import read_source
 FORMAT = 1
 """Version of the file formats."""
 
+PRE = symbol("pre")
+_STATES = {"node": {"x", "a"}, "coupling": {"pre", "post"}, "message": {"pre"}}
+"""The states that terms are written in."""
+
 
 @dataclass(frozen=True)
 class Energy:
-    """E = sum over nodes of node(x) + sum over connected pairs of coupling(pre, post).
+    """E = sum over nodes of node(x, a) + sum over connected pairs of coupling(pre, post).
+
+    a is the drive of a node: b + sum over its prediction edges of connection(message(pre)).
 
     Arguments:
-        node: an expression in `x` and node parameters, as text or SymPy.
+        node: an expression in `x`, the drive `a` and node parameters, as text or SymPy; one, or a mapping from role
+            (`state`, `output`) to expression. Read back, it is the term of states.
         coupling: an expression in `pre`, `post` and edge parameters.
+        message: what prediction edges pass on, an expression in `pre`.
         domain: where states live; one domain, or a mapping from role (`state`, `output`) to domain.
         parameters: declarations by name, each `{on, shape, init, constraint, frozen}`; or `ParameterSpec`s.
         tau: time constant of free nodes, tau dx/dt = -dF/dx; positive. It bears on `simulate` alone.
@@ -42,6 +50,7 @@ class Energy:
 
     node: Any = "0"
     coupling: Any = "0"
+    message: Any = "pre"
     domain: Any = REAL
     parameters: Mapping[str, Any] = field(default_factory=dict)
     encode: Any = None
@@ -49,6 +58,8 @@ class Energy:
     title: str = ""
     reference: str = ""
     tau: float = 1.0
+    output: sp.Expr = field(init=False, default=sp.Integer(0))
+    """The node term of outputs."""
 
     def __post_init__(self) -> None:
         faults: list[Fault] = []
@@ -73,12 +84,14 @@ class Energy:
                 if spec is not None:
                     specs[name] = spec
         broken = set(self.parameters) - set(specs)
-        terms = {key: attempt(key, lambda key=key: parse(getattr(self, key))) for key in ("node", "coupling")}
-        for key, allowed in (("node", {"x"}), ("coupling", {"pre", "post"})):
+        terms: dict[str, Any] = {}
+        for key, (place, written) in self._written().items():
+            terms[key] = attempt(place[0], lambda place=place, w=written: located(place[1:], lambda: parse(w)))
             if terms[key] is not None:
-                on = "node" if key == "node" else "edge"
-                declared_here = {name for name, spec in specs.items() if spec.on == on} | broken
-                faults.extend(undeclared(terms[key], getattr(self, key), allowed, declared_here, on, (key,)))
+                on = "node" if place[0] == "node" else "edge"
+                known = {name for name, spec in specs.items() if spec.on == on and key != "message"} | broken
+                faults.extend(undeclared(terms[key], written, _STATES[place[0]], known, on, place))
+        terms.setdefault("output", terms["node"])
         domain = attempt("domain", lambda: parse_role_domains(self.domain))
         encode = attempt("encode", lambda: parse_encoding(self.encode))
         tau = attempt("tau", lambda: parse_time_constant(self.tau))
@@ -88,6 +101,22 @@ class Energy:
         for attribute, value in parsed.items():
             object.__setattr__(self, attribute, value)
 
+    def _written(self) -> dict[str, tuple[tuple[str, ...], Any]]:
+        """What was declared for every term, and where."""
+        on_edges = {"coupling": (("coupling",), self.coupling), "message": (("message",), self.message)}
+        if not isinstance(self.node, Mapping):
+            return {"node": (("node",), self.node)} | on_edges
+        unknown = sorted(map(str, set(self.node) - {"state", "output"}))
+        if unknown:
+            fault = Fault(f"unknown role '{unknown[0]}'", "node terms are given for state and output", ("node",))
+            raise DeclarationError(fault)
+        roles = {"node": "state", "output": "output"}
+        return {key: (("node", role), self.node.get(role, "0")) for key, role in roles.items()} | on_edges
+
+    def term_for(self, role: str) -> sp.Expr:
+        """The node term of nodes of that role."""
+        return self.output if role == "output" else self.node
+
     def domain_for(self, role: str) -> Domain:
         """The domain of nodes of that role."""
         return self.domain[role]
@@ -95,6 +124,10 @@ class Energy:
     def declaration(self) -> dict[str, Any]:
         """The energy as it is written in a file."""
         result: dict[str, Any] = {"node": write(self.node), "coupling": write(self.coupling)}
+        if self.output != self.node:
+            result["node"] = {"state": write(self.node), "output": write(self.output)}
+        if self.message != PRE:
+            result["message"] = write(self.message)
         domains = {role: domain.declaration() for role, domain in self.domain.items()}
         result["domain"] = domains["state"] if domains["state"] == domains["output"] else domains
         if self.encode:
@@ -148,6 +181,15 @@ def parse_role_domains(declared: object) -> dict[str, Domain]:
     return {"state": domain, "output": domain}
 
 
+def parse_message(declared: object) -> sp.Expr:
+    """What a prediction edge passes on: an expression in `pre`."""
+    term = parse(declared)  # pyright: ignore[reportArgumentType]
+    faults = undeclared(term, declared, _STATES["message"], set(), "edge", ())
+    if faults:
+        raise DeclarationError(faults)
+    return term
+
+
 def parse_time_constant(declared: object) -> float:
     """A time constant: a positive, finite number."""
     if isinstance(declared, int | float) and not isinstance(declared, bool) and 0 < declared < math.inf:
@@ -176,7 +218,7 @@ def parse_encoding(declared: object) -> tuple[sp.Expr, ...]:
 
 # --------------------------------------------------------------------------- the catalogue
 
-_KEYS = {"physnet", "title", "reference", "node", "coupling", "domain", "parameters", "encode", "tau"}
+_KEYS = {"physnet", "title", "reference", "node", "coupling", "message", "domain", "parameters", "encode", "tau"}
 
 
 def energy_from_mapping(declared: Mapping[str, Any], name: str = "") -> Energy:
@@ -195,6 +237,7 @@ def energy_from_mapping(declared: Mapping[str, Any], name: str = "") -> Energy:
     return Energy(
         node=declared.get("node", "0"),
         coupling=declared.get("coupling", "0"),
+        message=declared.get("message", "pre"),
         domain=declared.get("domain", "real"),
         parameters=parameters,
         encode=declared.get("encode"),

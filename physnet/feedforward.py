@@ -9,26 +9,25 @@ published twin normalises over the batch what arrives, and rectifies it (arXiv 2
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, cast
 
-import networkx as nx
-import sympy as sp
 import torch
 from torch import Tensor, nn
 
 from physnet.codegen import generate_activations
+from physnet.directed import feed_forward, objection
 from physnet.domains import REAL
-from physnet.errors import DeclarationError, Fault
+from physnet.errors import DeclarationError
 from physnet.learning import Engine, Record
-from physnet.lowering import Field, NodePlan, Part, Plan, conditional
+from physnet.lowering import NodePlan, Part, Plan
 from physnet.maps import update
 from physnet.model import EnergyModel
 from physnet.problem import Problem
 from physnet.relaxation import Equilibrium, full_precision
-from physnet.separation import GradientOnly, Linear, Quadratic, classify
+from physnet.separation import Quadratic
 
 NORM = "__norm"
 """What the normalisation of a node is called after the node's name; no node can be called so."""
@@ -53,7 +52,7 @@ class FeedForward(EnergyModel):
         self._load()
 
     def _derive(self, plan: Plan) -> Plan:
-        return feed_forward(plan, _objection)
+        return feed_forward(plan, objection)
 
     def problem(self, rows: int | None = None, **inputs: Tensor) -> Problem:
         """Refused: there is nothing to relax."""
@@ -120,12 +119,12 @@ class NormalisedFeedForward(FeedForward):
             if name not in judged
         }
 
-        def objection(plan: Plan, node: NodePlan) -> str | None:
+        def normalisable(plan: Plan, node: NodePlan) -> str | None:
             if isinstance(node.free, Quadratic) or node.node.name in judged:
-                return _objection(plan, node)
-            return _objection(plan, node) or "its energy isn't quadratic, so that there is no sum to normalise"
+                return objection(plan, node)
+            return objection(plan, node) or "its energy isn't quadratic, so that there is no sum to normalise"
 
-        return feed_forward(replace(plan, nodes=plan.nodes | unbounded), objection)
+        return feed_forward(replace(plan, nodes=plan.nodes | unbounded), normalisable)
 
     def _load(self) -> None:
         super()._load()
@@ -198,70 +197,3 @@ def backpropagation(model: EnergyModel, seed: int = 0, precision: str | None = N
 def normalised_backpropagation(model: EnergyModel, seed: int = 0, precision: str | None = None) -> Backpropagation:
     """Backpropagation through the published twin of an energy."""
     return Backpropagation(NormalisedFeedForward(model), seed, precision)
-
-
-# --------------------------------------------------------------------------- the directed plan
-
-
-def feed_forward(plan: Plan, objection: Callable[[Plan, NodePlan], str | None]) -> Plan:
-    """The plan with what flows against an edge left out, nodes in topological order.
-
-    Arguments:
-        objection: why the update of a node can't be its activation, or `None`.
-
-    Raises:
-        DeclarationError: with every node that has no such update, or with a cycle.
-    """
-    faults: list[Fault] = []
-    nodes = {}
-    for name in _topological_order(plan):
-        node = _forward_only(plan, plan.nodes[name])
-        nodes[name] = node
-        reason = objection(plan, node)
-        if reason is not None:
-            fix = "change the network, or train it by a protocol such as centered"
-            faults.append(Fault(f"'{name}' has no feed-forward activation: {reason}", fix, ("nodes", name)))
-    if faults:
-        raise DeclarationError(faults)
-    blocks = tuple((Part(name),) for name in nodes)
-    return replace(plan, nodes=nodes, blocks=blocks, nudged_blocks=blocks)
-
-
-def _topological_order(plan: Plan) -> list[str]:
-    network = nx.DiGraph(plan.graph.network)
-    declared = list(network)
-    try:
-        order = list(nx.lexicographical_topological_sort(network, key=declared.index))
-    except nx.NetworkXUnfeasible:
-        cycle = [pre for pre, _ in nx.find_cycle(network)]
-        around = " -> ".join([*cycle, cycle[0]])
-        fix = "turn an edge around; energies with cycles learn by a protocol such as centered"
-        raise DeclarationError(Fault(f"a feed-forward net has no cycle, found {around}", fix, ("edges",))) from None
-    return [name for name in order if name in plan.nodes]
-
-
-def _forward_only(plan: Plan, node: NodePlan) -> NodePlan:
-    fields = tuple(
-        Field(
-            field.index,
-            field.basis,
-            fixed=tuple(source for source in field.fixed if not source.adjoint),
-            live=tuple(source for source in field.live if not source.adjoint),
-        )
-        for field in node.fields
-    )
-    fields = tuple(field for field in fields if field.fixed or field.live)
-    mixed = tuple(name for name in node.mixed if plan.edges[name].edge.post == node.node.name)
-    domain = node.node.domain
-    solver = classify(conditional(node.node.term, sp.Integer(0), fields), domain.bounded, domain.edges)
-    return replace(node, fields=fields, free=solver, nudged=solver, mixed=mixed, cost=sp.Integer(0), colouring=None)
-
-
-def _objection(plan: Plan, node: NodePlan) -> str | None:
-    if node.mixed:
-        return f"the coupling of '{node.mixed[0]}' doesn't separate"
-    if not any(edge.post == node.node.name for edge in plan.graph.edges()):
-        return "no edge leads to it"
-    if isinstance(node.free, Linear):
-        return "it is a step, which has no gradient"
-    return node.free.reason if isinstance(node.free, GradientOnly) else None

@@ -14,6 +14,7 @@ from physnet.layout import units
 if TYPE_CHECKING:
     from physnet.connections import Linked
 
+aten = torch.ops.aten
 sin, cos, tan, exp, log, sqrt, sign = (
     torch.sin, torch.cos, torch.tan, torch.exp, torch.log, torch.sqrt, torch.sign,
 )  # fmt: skip
@@ -35,6 +36,16 @@ def log_cosh(x: Tensor) -> Tensor:
 def step(x: Tensor) -> Tensor:
     """1 where x > 0, else 0."""
     return (x > 0).to(x.dtype)
+
+
+def through_relu(v: Tensor, x: Tensor) -> Tensor:
+    """step(x) v, in one pass."""
+    return aten.threshold_backward(v, x, 0)
+
+
+def through_clip(v: Tensor, x: Tensor, lo: float, hi: float) -> Tensor:
+    """v where lo < x < hi, else 0, in one pass."""
+    return aten.hardtanh_backward(v, x, lo, hi)
 
 
 def minimum(first: Tensor | float, *others: Tensor | float) -> Tensor | float:
@@ -79,6 +90,12 @@ def onto(values: Tensor, parameter: Tensor) -> Tensor:
     if parameter.dim() == 0:
         return values.sum()
     return values.flatten(parameter.dim()).sum(-1) if values.dim() > parameter.dim() else values
+
+
+def rows_onto(values: Tensor, parameter: Tensor) -> Tensor:
+    """`onto` of the sum over rows, in one pass; one row counts once."""
+    shared = [0, *range(1 + parameter.dim(), values.dim())]
+    return values.sum(shared if parameter.dim() else list(range(values.dim())))
 
 
 def squared_norm(edge: Linked, w: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ from physnet.elements import (
     specialise,
     unused,
 )
-from physnet.energy import FORMAT, Energy, load_energy, parse_encoding, parse_time_constant
+from physnet.energy import FORMAT, Energy, load_energy, parse_encoding, parse_message, parse_time_constant
 from physnet.errors import DeclarationError, Fault, ShapeError, located
 from physnet.expressions import names, write
 from physnet.parameters import ParameterSpec
@@ -95,8 +95,19 @@ class EnergyGraph:
         energy: str | Energy | None = None,
         term: Any = None,
         parameters: Mapping[str, Any] | None = None,
+        kind: str | None = None,
+        message: Any = None,
     ) -> EnergyGraph:
-        """Add an edge; `parameters` changes declared parameters by name, or adds new ones."""
+        """Add an edge.
+
+        Arguments:
+            energy: another energy for it.
+            term: its own coupling.
+            parameters: changes to declared parameters, by name, or new ones.
+            kind: `coupling`, or `prediction`: then it adds connection(message(pre)) to the drive `a` of post. By
+                default it is a prediction if it has no coupling term, and the energy of post is written in `a`.
+            message: what a prediction passes on, an expression in `pre`.
+        """
         name = name or f"{pre}_{post}"
         path = ("edges", f"{pre} -> {post}")
         check_name(name, path)
@@ -107,13 +118,27 @@ class EnergyGraph:
             raise DeclarationError(Fault(f"the name '{name}' is taken", "give the edge a name of its own", path))
         base = load_energy(energy) if isinstance(energy, str) else (energy or self.energy)
         coupling, specs = specialise(base.coupling, base, "edge", {"pre", "post"}, term, parameters, path)
+        if kind not in (None, "coupling", "prediction"):
+            raise DeclarationError(
+                Fault(f"unknown kind {kind!r} of an edge", "coupling or prediction", (*path, "kind"))
+            )
+        predicts = kind == "prediction" or (kind is None and coupling == 0 and "a" in names(self.node(post).term))
+        passed = located((*path, "message"), lambda: parse_message(base.message if message is None else message))
         link = located((*path, "via"), lambda: parse_connection(connection))
         if pre == post:
             link = located((*path, "via"), lambda: inside(link))
-        used = {key: spec for key, spec in specs.items() if key in names(coupling)}
+        if predicts:
+            coupling = sp.Integer(0)
+        elif message is not None:
+            raise DeclarationError(Fault("a coupling passes no message", "write kind: prediction", (*path, "message")))
+        used = {key: spec for key, spec in specs.items() if key in ({"w"} if predicts else names(coupling))}
+        if predicts and (not used or used["w"].shape == "scalar"):
+            fix = "declare w: {on: edge, init: normal(0, 1/sqrt(fan_in))}"
+            raise DeclarationError(Fault("a prediction needs the weights w of its connection", fix, path))
         for key in set(parameters or ()) - set(used):
             raise DeclarationError(unused(key, used, (*path, "parameters", key)))
-        self.network.add_edge(pre, post, key=name, edge=Edge(name, pre, post, link, coupling, used))
+        edge = Edge(name, pre, post, link, coupling, used, passed if predicts else None)
+        self.network.add_edge(pre, post, key=name, edge=edge)
         return self
 
     def cost(
@@ -180,13 +205,14 @@ class EnergyGraph:
             full = (data_shape[0] * max(len(codes), 1), *data_shape[1:])
             node = Node(name, full, data_shape, role, sp.Integer(0), base.domain_for("state"), {}, tuple(codes))
         else:
-            written, specs = specialise(base.node, base, "node", {"x"}, term, parameters, path)
+            written, specs = specialise(base.term_for(role), base, "node", {"x", "a"}, term, parameters, path)
             lives = (
                 base.domain_for(role) if domain is None else located((*path, "domain"), lambda: parse_domain(domain))
             )
             located((*path, "domain"), lambda: lives.check(data_shape))
             overridden = set(parameters or ())
-            used = {key: spec for key, spec in specs.items() if key in names(written) or key in overridden}
+            needed = names(written) | ({"b"} if "a" in names(written) else set())  # a drive contains a bias
+            used = {key: spec for key, spec in specs.items() if key in needed or key in overridden}
             constant = base.tau if tau is None else located((*path, "tau"), lambda: parse_time_constant(tau))
             node = Node(name, data_shape, data_shape, role, written, lives, used, tau=constant)
         self.network.add_node(name, node=node)
@@ -289,9 +315,10 @@ class EnergyGraph:
                 shape_faults.extend(error.under(*path).faults)
         faults.extend(self._target_faults())
         faults.extend(aperiodic({node.name: node for node in self.nodes()}, self.edges(), self.costs))
+        faults.extend(self._prediction_faults())
         for node in self.nodes():
             terms = [node.term, *(c.term for c in self.costs if c.node == node.name and not c.external)]
-            used = {name for term in terms for name in names(term)}
+            used = {name for term in terms for name in names(term)} | ({"b"} if node.driven else set())
             for key in sorted(set(node.parameters) - used):
                 faults.append(unused(key, used & set(node.parameters), ("nodes", node.name, "parameters", key)))
         inputs = [node.name for node in self.nodes() if not node.free]
@@ -337,6 +364,21 @@ class EnergyGraph:
                 message = f"the target '{cost.target}' belongs to states or readouts of shapes {both}"
                 yield Fault(message, "give each its own target", path)
 
+    def _prediction_faults(self) -> Iterator[Fault]:
+        """Drives that nothing adds to, and predictions that no energy asks for."""
+        predicted = {edge.post for edge in self.edges() if edge.predicts}
+        for node in self.nodes():
+            if node.free and node.driven and node.name not in predicted:
+                fix = f"add an edge that leads to '{node.name}', or give it a term without a"
+                yield Fault(f"no edge predicts '{node.name}', whose energy has a drive", fix, ("nodes", node.name))
+        for edge in self.edges():
+            path = ("edges", f"{edge.pre} -> {edge.post}")
+            if edge.predicts and edge.pre == edge.post:
+                yield Fault(f"'{edge.pre}' predicts itself", "turn it into a coupling, or remove it", path)
+            elif edge.predicts and not self.node(edge.post).driven:
+                fix = f"give '{edge.post}' a term in a, such as (x - relu(a))**2/2"
+                yield Fault(f"the energy of '{edge.post}' has no drive that could be predicted", fix, path)
+
     def _components(self) -> Iterator[set[str]]:
         return (set(component) for component in nx.weakly_connected_components(self.network))
 
@@ -360,14 +402,16 @@ class EnergyGraph:
         result["domain"] = node.domain.declaration()
         if node.tau != self.energy.tau:
             result["tau"] = node.tau
-        if node.term != self.energy.node:
+        if node.term != self.energy.term_for(node.role):
             result["term"] = write(node.term)
         changed = self._changed(node.parameters)
         return result | ({"parameters": changed} if changed else {})
 
     def _edge_declaration(self, edge: Edge) -> dict[str, Any]:
         body: dict[str, Any] = {"via": edge.connection.declaration(), "name": edge.name}
-        if edge.term != self.energy.coupling:
+        if edge.predicts:
+            body |= {"kind": "prediction", "message": write(edge.message)}
+        elif edge.term != self.energy.coupling:
             body["term"] = write(edge.term)
         changed = self._changed(edge.parameters)
         if changed:

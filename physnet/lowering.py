@@ -27,7 +27,7 @@ from physnet.errors import DeclarationError, Fault, located
 from physnet.expressions import derivative, symbol
 from physnet.external import BETA, External, Y, target_symbol
 from physnet.graph import EnergyGraph
-from physnet.periodic import is_driven, rotations, winding
+from physnet.periodic import is_tilted, rotations, winding
 from physnet.separation import POST, PRE, GradientOnly, Separated, Solver, X, classify, separate
 from physnet.topologies import MAX_COLOURS, Colouring, Within, colour
 
@@ -85,6 +85,12 @@ class Field:
         return cast(sp.Expr, sp.Add(*present))
 
 
+A = symbol("a")
+"""The drive of a node, in its energy."""
+DRIVE = -1
+"""The index of the drive among the fields of a node."""
+
+
 class Part(NamedTuple):
     """The units of a node, or those of one colour."""
 
@@ -107,6 +113,7 @@ class NodePlan:
         mixed: the couplings that don't separate.
         separable: the part of the cost that is a sum over units.
         external: the other costs.
+        drive: what the predictions of a node add up to, apart from its bias; its basis is 0, as it multiplies nothing.
         colouring: where units of the node interact: those of one colour don't.
     """
 
@@ -118,6 +125,7 @@ class NodePlan:
     mixed: tuple[str, ...]
     separable: sp.Expr
     external: tuple[External, ...]
+    drive: Field | None = None
     colouring: Colouring | None = field(default=None, compare=False)
 
     @property
@@ -125,6 +133,11 @@ class NodePlan:
         """Sets of its units that don't interact; together they are the node."""
         name = self.node.name
         return (Part(name),) if self.colouring is None else tuple(Part(name, c) for c in range(self.colouring.count))
+
+    @property
+    def all_fields(self) -> tuple[Field, ...]:
+        """Its fields, and its drive."""
+        return self.fields if self.drive is None else (*self.fields, self.drive)
 
     @property
     def conditional(self) -> sp.Expr:
@@ -149,6 +162,11 @@ class EdgePlan:
         """The single product of an edge that selects."""
         assert self.separated is not None
         return self.separated[0]
+
+    @property
+    def passed(self) -> sp.Expr:
+        """What pre passes to a prediction, or to a connection that selects: an expression in `pre`."""
+        return self.only.pre_factor if self.edge.message is None else self.edge.message
 
 
 @dataclass(frozen=True)
@@ -183,6 +201,11 @@ class Plan:
         """The name of the tensor that a parameter stands for: its own, or the one that it shares."""
         name = f"{owner}.{key}"
         return self.ties.get(name, name)
+
+    @cached_property
+    def predictive(self) -> bool:
+        """Whether the energy of a node is written in its drive."""
+        return any(plan.drive is not None for plan in self.nodes.values())
 
     @cached_property
     def winners_move(self) -> bool:
@@ -235,8 +258,8 @@ def lower(graph: EnergyGraph) -> Plan:
     edges = {edge.name: EdgePlan(edge, _separate(edge)) for edge in graph.edges()}
     order = _signal_order(graph, {node.name for node in graph.nodes() if not node.free})
     rotating = rotations(graph)
-    driven = {name for part in rotating if any(is_driven(graph.node(item)) for item in part) for name in part}
-    nodes = {name: _plan_node(graph, graph.node(name), edges, name in driven) for name in order}
+    turning = {name for part in rotating if any(is_tilted(graph.node(item)) for item in part) for name in part}
+    nodes = {name: _plan_node(graph, graph.node(name), edges, name in turning) for name in order}
     blocks = _blocks(graph, [part for node in nodes.values() for part in node.parts])
     backward = _signal_order(graph, {cost.node for cost in graph.costs})
     nudged_blocks = tuple(sorted(blocks, key=lambda block: min(backward.index(part.node) for part in block)))
@@ -245,6 +268,8 @@ def lower(graph: EnergyGraph) -> Plan:
 
 def _separate(edge: Edge) -> tuple[Separated, ...] | None:
     path = ("edges", f"{edge.pre} -> {edge.post}")
+    if edge.predicts:
+        return ()
     for summand in sp.Add.make_args(edge.term):
         if edge.term != 0 and not summand.has(PRE, POST):
             message = f"the summand {summand} of the coupling depends on no state, so that it has no effect"
@@ -278,8 +303,13 @@ def _plan_node(graph: EnergyGraph, node: Node, edges: dict[str, EdgePlan], turns
     separable = _node_cost(graph.costs, node.name)
     cost = cast(sp.Expr, sp.Add(separable, *(item.majorant for item in external)))
     bounded, has_edges = node.domain.bounded, node.domain.edges
+    reason = _predicts(graph, node)
+    if reason:
+        solver: Solver = GradientOnly(reason)
+        drive = _drive(graph, node) if node.driven else None
+        return NodePlan(node, cost, fields, solver, solver, mixed, separable, external, drive)
     if mixed:
-        solver: Solver = GradientOnly(f"the coupling of '{mixed[0]}' doesn't separate")
+        solver = GradientOnly(f"the coupling of '{mixed[0]}' doesn't separate")
         return NodePlan(node, cost, fields, solver, solver, mixed, separable, external)
     colouring = _colouring(graph, node)
     if isinstance(colouring, GradientOnly):
@@ -288,7 +318,27 @@ def _plan_node(graph: EnergyGraph, node: Node, edges: dict[str, EdgePlan], turns
     nudged = free if cost == 0 else classify(conditional(node.term, cost, fields), bounded, has_edges)
     for reason in filter(None, (item.refusal for item in external)):
         nudged = GradientOnly(reason)
-    return NodePlan(node, cost, fields, free, nudged, mixed, separable, external, colouring)
+    return NodePlan(node, cost, fields, free, nudged, mixed, separable, external, colouring=colouring)
+
+
+def _predicts(graph: EnergyGraph, node: Node) -> str:
+    """Why the units of a node don't decouple, if predictions are the reason."""
+    predicted = [edge.post for edge in graph.edges() if edge.predicts and edge.pre == node.name]
+    if predicted:
+        return f"it predicts '{predicted[0]}', through whose energy its units interact"
+    return "its energy is written in its drive" if node.driven else ""
+
+
+def _drive(graph: EnergyGraph, node: Node) -> Field:
+    """The sum over the prediction edges that lead to a node."""
+    sources = [
+        Source(edge.name, False, symbol("w"), edge.pre, cast(sp.Expr, edge.message.subs(PRE, X)))
+        for edge in graph.edges()
+        if edge.message is not None and edge.post == node.name
+    ]
+    live = [source for source in sources if graph.node(source.neighbour).free and not source.constant]
+    fixed = [source for source in sources if source not in live]
+    return Field(DRIVE, sp.Integer(0), tuple(fixed), tuple(live))
 
 
 def _colouring(graph: EnergyGraph, node: Node) -> Colouring | GradientOnly | None:

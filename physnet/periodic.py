@@ -21,7 +21,7 @@ from scipy.sparse.csgraph import dijkstra
 from physnet.costs import Cost
 from physnet.elements import Edge, Node
 from physnet.errors import Fault
-from physnet.expressions import write
+from physnet.expressions import symbol, write
 from physnet.patterns import Pattern
 from physnet.separation import POST, PRE, X
 from physnet.topologies import Within
@@ -39,7 +39,7 @@ def turned(term: sp.Expr, turns: Mapping[sp.Symbol, sp.Expr]) -> sp.Expr:
 
 def is_periodic(term: sp.Expr, angle: sp.Symbol) -> bool:
     """Whether a term in an angle (and in the other end of its edge) has the period 2 pi, up to a drive."""
-    return not turned(term, {angle: 2 * sp.pi}).free_symbols & {X, PRE, POST}
+    return not turned(term, {angle: 2 * sp.pi}).free_symbols & {X, PRE, POST, symbol("a")}
 
 
 def aperiodic(nodes: Mapping[str, Node], edges: Iterable[Edge], costs: Iterable[Cost]) -> Iterator[Fault]:
@@ -51,6 +51,9 @@ def aperiodic(nodes: Mapping[str, Node], edges: Iterable[Edge], costs: Iterable[
             message = f"the energy {write(nodes[name].term)} is not periodic in x, but '{name}' lives on a circle"
             yield Fault(message, fix, ("nodes", name))
     for edge in edges:
+        if edge.message is not None and edge.pre in angular and turned(edge.message, {PRE: 2 * sp.pi}) != 0:
+            message = f"what '{edge.pre}' passes on, {write(edge.message)}, is not periodic in pre, which is an angle"
+            yield Fault(message, "such as message: cos(pre)", ("edges", f"{edge.pre} -> {edge.post}"))
         for end, angle in ((edge.pre, PRE), (edge.post, POST)):
             if end in angular and not is_periodic(edge.term, angle):
                 message = f"the coupling {write(edge.term)} is not periodic in {angle}, but '{end}' lives on a circle"
@@ -72,7 +75,7 @@ def rotations(graph: EnergyGraph) -> tuple[tuple[str, ...], ...]:
         ends = [end for end in (edge.pre, edge.post) if graph.node(end).free]
         if len(ends) == 2:
             free.add_edge(*ends)
-        if len(ends) < 2 or turned(edge.term, {PRE: common, POST: common}).free_symbols & {PRE, POST}:
+        if len(ends) < 2 or edge.predicts or turned(edge.term, {PRE: common, POST: common}).free_symbols & {PRE, POST}:
             held.update(ends)
     order = [node.name for node in graph.nodes()]
     components = (sorted(part, key=order.index) for part in nx.connected_components(free) if not part & held)
@@ -102,6 +105,6 @@ def _reach(pattern: Pattern) -> int:
     return 2 * int(distance[np.isfinite(distance)].max())
 
 
-def is_driven(node: Node) -> bool:
+def is_tilted(node: Node) -> bool:
     """Whether the energy of a unit is tilted: whether a constant force turns it."""
     return turned(node.term, {X: 2 * sp.pi}) != 0

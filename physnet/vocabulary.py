@@ -72,9 +72,22 @@ class Vocabulary:
         chosen = f", {self.chooser(plan)}" if plan.selects and source.adjoint else ""
         return f"{plan.edge.name}_edge.{way}({value}, {self.kernel(source.edge, source.kernel)}{chosen})"
 
+    def correlation(self, plan: EdgePlan, parameter: str, factor: sp.Expr, ends: str) -> str:
+        """factor ⊙ correlate(ends) for a parameter of an edge, where factor is the slope of its weight."""
+        edge = plan.edge
+        printed, weight = self.print(factor, self.edge_symbols(plan)), self.tensor(edge.name, parameter)
+        # a scalar that multiplies a tensor has one slope per pair, which are summed
+        each = edge.parameters[parameter].shape == "scalar" and any(
+            edge.parameters[str(item)].shape != "scalar" for item in factor.free_symbols
+        )
+        term = f"{edge.name}_edge.correlate({ends}, {printed if each else weight})"
+        if factor != 1:
+            term = f"({printed})*{term}"
+        return f"({term}).sum()" if each else term
+
     def chooser(self, plan: EdgePlan) -> str:
         """What pre passes to a connection that selects, which decides the winners."""
-        return self.print(plan.only.pre_factor, {PRE: self.state(plan.edge.pre)})
+        return self.print(plan.passed, {PRE: self.state(plan.edge.pre)})
 
     def sum_of(self, sources: Iterable[Source]) -> str:
         return " + ".join(map(self.source, sources))
