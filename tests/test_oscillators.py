@@ -249,9 +249,9 @@ def test_a_wound_chain_is_locked_and_no_drift() -> None:
     model = compile_energy(graph).double()
     omega = model.tensors["array.omega"].detach()
     wanted = torch.asin(-(omega - omega.mean()).cumsum(0)[:-1])
-    result = relax(model, Relaxation(max_sweeps=50_000, tolerance=1e-9), rows=1)
+    result = relax(model, Relaxation("newton", tolerance=1e-9), rows=1)
     assert bool(result.converged.all())
-    assert torch.allclose(result["array"][0].diff(), -wanted.neg(), atol=1e-5)
+    assert torch.allclose(result["array"][0].diff(), wanted, atol=1e-5)
     assert float(result["array"][0].max() - result["array"][0].min()) > 2 * math.pi  # wound, yet locked
 
 
