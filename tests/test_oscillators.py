@@ -224,11 +224,11 @@ def test_a_rotation_of_the_start_rotates_the_simulation() -> None:
 
 def test_frequencies_of_a_rotating_pair_outside_of_the_locking_range() -> None:
     """theta' = D - 2 w sin theta has the mean frequency sqrt(D^2 - 4 w^2)."""
-    path = simulate(two(2.0, 5.0), Simulation(400.0, 801), rows=1)
+    path = simulate(two(2.0, 5.0), Simulation(120.0, 241), rows=1)
     beat = math.sqrt(9 - 4)
     assert not bool(path.converged.any()) and bool(path.equilibrium.drifting.all())  # pyright: ignore
-    assert path.frequencies("a").item() == pytest.approx(3.5 - beat / 2, abs=0.02)
-    assert path.frequencies("b").item() == pytest.approx(3.5 + beat / 2, abs=0.02)
+    assert path.frequencies("a").item() == pytest.approx(3.5 - beat / 2, abs=0.06)
+    assert path.frequencies("b").item() == pytest.approx(3.5 + beat / 2, abs=0.06)
 
 
 @pytest.mark.parametrize("integrator", INTEGRATORS)
