@@ -1,54 +1,50 @@
-"""Samples as arrays, and the files that they come from.
-
-    x = (pixel - mean) / std
-
-where a data set says that its inputs are normalised.
-"""
+"""Data sets, and the files that they come from."""
 
 from __future__ import annotations
 
 import gzip
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from physnet.errors import DataError
+from physnet.samples import Held, Normalisation, Samples
 
 Arrays = dict[str, np.ndarray]
 MAX_BYTES = 2**32
 """Bytes that a compressed file may unpack to."""
 
 
-@dataclass(frozen=True)
-class Normalisation:
-    """What was done to pixels in [0, 1]: x = (pixel - mean) / std.
-
-    Arguments:
-        mean, std: one number per channel, of a shape that broadcasts over a sample.
-    """
-
-    mean: np.ndarray
-    std: np.ndarray
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class DataSet:
     """Training and test samples. `x` and `y` stand for the only input and the only target of a graph.
 
     Arguments:
         name: for people.
-        train, test: arrays by name, one row per sample.
+        train, test: samples, or arrays by name, one row per sample.
         normalised: how inputs were normalised, by name; of those that were.
     """
 
     name: str
-    train: Arrays
-    test: Arrays
-    normalised: Mapping[str, Normalisation] = field(default_factory=dict)
+    train: Samples
+    test: Samples
+    normalised: Mapping[str, Normalisation]
+
+    def __init__(
+        self,
+        name: str,
+        train: Samples | Mapping[str, np.ndarray],
+        test: Samples | Mapping[str, np.ndarray],
+        normalised: Mapping[str, Normalisation] | None = None,
+    ) -> None:
+        parts = [part if isinstance(part, Samples) else Held(part) for part in (train, test)]
+        values = dict(zip(("name", "train", "test", "normalised"), (name, *parts, normalised or {}), strict=True))
+        for key, value in values.items():
+            object.__setattr__(self, key, value)
 
 
 def find_folder(name: str, folder: str | None, files: str, hint: str = "") -> Path:

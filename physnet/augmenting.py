@@ -92,10 +92,10 @@ def _image_input(data: DataSet, graph: EnergyGraph) -> tuple[str, tuple[int, ...
     found: dict[str, tuple[int, ...]] = {}
     for node in graph.nodes():
         if not node.free:
-            shapes = {tuple(node.data_shape), data.train[node.name].shape[1:]}
+            shapes = {tuple(node.data_shape), data.train.shape(node.name)}
             images = [shape for shape in shapes if len(shape) == 3]
             if len(images) == 2:
-                message = f"samples of {data.name} have shape {list(data.train[node.name].shape[1:])}"
+                message = f"samples of {data.name} have shape {list(data.train.shape(node.name))}"
                 fix = f"give '{node.name}' that shape, or change the data: {list(node.data_shape)} is another order"
                 raise ShapeError(Fault(message, fix))
             if images:
@@ -108,8 +108,7 @@ def _image_input(data: DataSet, graph: EnergyGraph) -> tuple[str, tuple[int, ...
 
 
 def _require_pixels(name: str, data: DataSet) -> None:
-    values = data.train[name]
-    low, high = float(values.min()), float(values.max())
-    if values.dtype.kind != "f" or not (low >= 0 and high <= 1):  # NaN is neither
+    low, high = data.train.bounds(name)
+    if not (low >= 0 and high <= 1):  # NaN is neither
         fix = "scale them to [0, 1], and let the data set normalise them"
         raise DeclarationError(Fault(f"it works on pixels in [0, 1], but '{name}' has {low:g} to {high:g}", fix))

@@ -109,14 +109,18 @@ def evaluate(
     best: Annotated[bool, typer.Option("--best", help="as it was after the best validation epoch")] = False,
 ) -> None:
     """Test a trained network on the test set of its run."""
-    from physnet.training import evaluate as run_evaluation
+    from physnet.metrics import measure
     from physnet.training import load_run
 
     trainer = load_run(folder, best)
-    cost, error = run_evaluation(trainer.engine, trainer.test)
-    console.print(f"test cost  {cost:.5f}")
-    if error is not None:
-        console.print(f"test error {error:.2f} %   (accuracy {100 - error:.2f} %)")
+    found = measure(trainer.engine, trainer.test, top=trainer.top)
+    console.print(f"test cost  {found.cost:.5f}")
+    if found.error is not None:
+        console.print(f"test error {found.error:.2f} %   (accuracy {100 - found.error:.2f} %)")
+    if found.top_error is not None:
+        console.print(f"top-{trainer.top} error {found.top_error:.2f} %")
+    if found.lost:
+        console.print(f"{found.lost} of {trainer.test.count} images can't be read")
 
 
 @app.command()
@@ -147,7 +151,7 @@ def check(
     from physnet.training import Trainer, relaxation_settings
 
     trainer = Trainer(experiment)
-    batch = {name: value[:samples] for name, value in trainer.train.items()}
+    batch = trainer.train.first(samples)
     beta = experiment.learn.beta
     if gdu:
         console.print(_updates_table(trainer, batch, beta / 100))
@@ -273,9 +277,12 @@ def _title(experiment: Experiment, trainer: Trainer) -> str:
 
 _COLUMNS = {
     "epoch": "epoch", "train_cost": "train cost", "train_error": "train error %", "test_cost": "test cost",
-    "test_error": "test error %", "validation_error": "validation error %", "sweeps": "sweeps",
-    "nudged_sweeps": "nudged", "residual": "residual", "unconverged": "missed %", "seconds": "s",
+    "test_error": "test error %", "test_top_error": "test top-{top} %", "validation_error": "validation error %",
+    "validation_top_error": "validation top-{top} %", "sweeps": "sweeps", "nudged_sweeps": "nudged",
+    "residual": "residual", "unconverged": "missed %", "unreadable": "unreadable", "seconds": "s",
 }  # fmt: skip
+_SOMETIMES = ("test_top_error", "validation_top_error", "unreadable")
+"""Columns that are shown where there is something to show."""
 
 
 def _train_with_progress(trainer: Trainer) -> None:
@@ -306,9 +313,11 @@ def _train_with_progress(trainer: Trainer) -> None:
 def _metrics_table(history: list[Metrics]) -> Table:
     table = Table(box=None, header_style="bold")
     held_out = history[0].validation_cost is not None
-    columns = {key: title for key, title in _COLUMNS.items() if held_out or key != "validation_error"}
+    noted = {key for key in _SOMETIMES if any(getattr(metrics, key) is not None for metrics in history)}
+    hidden = {*_SOMETIMES, *(() if held_out else ("validation_error",))} - noted
+    columns = {key: title for key, title in _COLUMNS.items() if key not in hidden}
     for title in columns.values():
-        table.add_column(title, justify="right")
+        table.add_column(title.format(top=history[0].top), justify="right")
     shown = history if len(history) <= 12 else [*history[:2], *history[4:-2:5], *history[-2:]]
     for metrics in shown:
         table.add_row(*(_cell(key, getattr(metrics, key)) for key in columns))
@@ -318,7 +327,7 @@ def _metrics_table(history: list[Metrics]) -> Table:
 def _cell(key: str, value: float | int | None) -> str:
     if value is None:
         return "-"
-    if key == "epoch":
+    if key in ("epoch", "unreadable"):
         return str(value)
     if key == "residual":
         return f"{value:.1e}"
@@ -333,7 +342,7 @@ def _draw(trainer: Trainer) -> None:
     assert trainer.folder is not None
     history, folder = trainer.history, trainer.folder.path
     last = history[-1]
-    batch = {name: value[:32] for name, value in trainer.test.items()}
+    batch = trainer.test.first(32)
     curve = learning_curve(history, folder / "learning_curve.png")
     if last.test_error is not None:
         seconds = sum(item.seconds for item in history)

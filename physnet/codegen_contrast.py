@@ -25,6 +25,7 @@ from physnet.lowering import (
 from physnet.predictions import ERROR, Prediction, prediction
 from physnet.printing import shown
 from physnet.separation import POST, PRE, X
+from physnet.vocabulary import Names
 
 NUDGE = {BETA: Move(sp.Integer(0), BETA, BETA)}
 
@@ -105,7 +106,7 @@ class ContrastEmitter(Displacements):
         self.out(f"return {edge.name}_edge.correlate(u, v, {weight})")
 
     def driven_contrast(self, plan: NodePlan, parameter: str) -> None:
-        """dF/dtheta of a node with a drive: of its bias, the slope in the drive; of others, in its error if it has one."""
+        """dF/dtheta of a node with a drive: of its bias, the slope in its drive; of others, in terms of its error."""
         name, slope = plan.node.name, parameter_slope(plan, parameter)
         form = prediction(plan.node)
         slope = form.in_error(slope) if isinstance(form, Prediction) else slope
@@ -115,7 +116,7 @@ class ContrastEmitter(Displacements):
         weight = self.tensor(name, parameter)
         terms = [f'phases.whole_signal("{name}")'] if parameter == "b" else []
         if slope != 0:
-            table = {X: self.state(name), A: f'phases.drives["{name}"]', ERROR: f'phases.errors["{name}"]'}
+            table: Names = {X: self.state(name), A: f'phases.drives["{name}"]', ERROR: f'phases.errors["{name}"]'}
             terms.append(f"phases.whole({self.print(slope, self.node_symbols(name), table)} + {self.zero(name)})")
         self.out(f"return rows_onto({' + '.join(terms)}, {weight})" if terms else f"return 0*{weight}")
 

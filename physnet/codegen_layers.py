@@ -20,8 +20,7 @@ from typing import cast
 
 import sympy as sp
 
-from physnet.codegen import headed
-from physnet.costcode import CostEmitter
+from physnet.costcode import CostEmitter, headed
 from physnet.expressions import clip, derivative, relu, symbol, write
 from physnet.layers import A, Layer, Layers
 from physnet.lowering import Source

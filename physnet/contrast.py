@@ -129,7 +129,8 @@ class Phases:
 
     def whole(self, value: Tensor) -> Tensor:
         """scale * sum_k c_k v_k: [phases * rows, ...] -> [rows, ...]."""
-        return sum(v * (c * self.scale) for c, v in zip(self.coefficients, self._blocks(value), strict=True))
+        parts = [v * (c * self.scale) for c, v in zip(self.coefficients, self._blocks(value), strict=True)]
+        return sum(parts[1:], parts[0])
 
     def each_signal(self, node: str) -> Tensor:
         """scale * c_k dF/da, phases stacked along the rows."""

@@ -8,10 +8,10 @@ from __future__ import annotations
 import inspect
 import math
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -19,10 +19,11 @@ from physnet.arrays import Arrays, DataSet, refuse_bomb, regular_file
 from physnet.cifar import cifar10, cifar100
 from physnet.errors import DataError, DeclarationError, Fault, did_you_mean
 from physnet.graph import EnergyGraph
+from physnet.imagenet32 import imagenet32
 from physnet.images import fashion_mnist, mnist
+from physnet.photographs import imagefolder, imagenet, imageshards
 from physnet.registry import Registry
-
-T = TypeVar("T")
+from physnet.samples import Samples
 
 
 def digits() -> DataSet:
@@ -82,6 +83,10 @@ DATA: Registry[Callable[..., DataSet]] = Registry(
         "cifar100": cifar100,
         "digits": digits,
         "fashion_mnist": fashion_mnist,
+        "imagefolder": imagefolder,
+        "imagenet": imagenet,
+        "imagenet32": imagenet32,
+        "imageshards": imageshards,
         "mnist": mnist,
         "npz": npz,
     },
@@ -141,35 +146,33 @@ def match(data: DataSet, graph: EnergyGraph) -> DataSet:
     inputs = {node.name: math.prod(node.data_shape) for node in graph.nodes() if not node.free}
     targets = {name: math.prod(target.shape) for name, target in graph.targets().items()}
 
-    def named(things: Mapping[str, T]) -> dict[str, T]:
-        found = dict(things)
+    def named(names: Iterable[str]) -> dict[str, str]:
+        """New names by old ones."""
+        found = {name: name for name in names}
         for generic, wanted in (("x", inputs), ("y", targets)):
             if generic in found and generic not in wanted and len(wanted) == 1:
-                found[next(iter(wanted))] = found.pop(generic)
+                found[generic] = next(iter(wanted))
         return found
 
-    def rename(arrays: Arrays) -> Arrays:
-        samples = named(arrays)
-        missing = (inputs.keys() | targets.keys()) - samples.keys()
+    def rename(samples: Samples) -> Samples:
+        names = {new: old for old, new in named(samples.names).items()}
+        missing = (inputs.keys() | targets.keys()) - names.keys()
         if missing:
             raise DataError(
-                f"the data set {data.name} has no array for '{sorted(missing)[0]}': it has {', '.join(arrays)}; "
+                f"the data set {data.name} has no array for '{sorted(missing)[0]}': it has {', '.join(samples.names)}; "
                 f"the network needs {', '.join([*inputs, *targets])}"
             )
         for name, units in inputs.items():
-            size = math.prod(samples[name].shape[1:])
+            size = math.prod(samples.shape(names[name]))
             if size != units:
                 raise DataError(f"samples of {data.name} have {size} numbers, but the input '{name}' has {units} units")
         for name, units in targets.items():
-            values = samples[name]
-            if (
-                values.dtype.kind in "iu"
-                and values.ndim == 1
-                and not 0 <= int(values.min()) <= int(values.max()) < units
-            ):
+            values = samples.classes(names[name])
+            if values is not None and not 0 <= int(values.min()) <= int(values.max()) < units:
                 raise DataError(
                     f"{data.name} has classes up to {int(values.max())}, but the target '{name}' has {units} units"
                 )
-        return {name: samples[name] for name in [*inputs, *targets]}
+        return samples.renamed({names[name]: name for name in [*inputs, *targets]})
 
-    return replace(data, train=rename(data.train), test=rename(data.test), normalised=named(data.normalised))
+    normalised = {named(data.normalised)[name]: value for name, value in data.normalised.items()}
+    return replace(data, train=rename(data.train), test=rename(data.test), normalised=normalised)

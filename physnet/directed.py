@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import cast
 
 import networkx as nx
 import sympy as sp
 
 from physnet.errors import DeclarationError, Fault
-from physnet.lowering import Field, NodePlan, Part, Plan, conditional
+from physnet.expressions import symbol
+from physnet.lowering import A, Field, NodePlan, Part, Plan, conditional
 from physnet.separation import GradientOnly, Linear, classify
 
 Objection = Callable[[Plan, NodePlan], str | None]
@@ -63,6 +65,7 @@ def topological_order(plan: Plan) -> list[str]:
 
 
 def _forward_only(plan: Plan, node: NodePlan) -> NodePlan:
+    node = _with_drive_as_field(node)
     fields = tuple(
         Field(
             field.index,
@@ -77,6 +80,15 @@ def _forward_only(plan: Plan, node: NodePlan) -> NodePlan:
     domain = node.node.domain
     solver = classify(conditional(node.node.term, sp.Integer(0), fields), domain.bounded, domain.edges)
     return replace(node, fields=fields, free=solver, nudged=solver, mixed=mixed, cost=sp.Integer(0), colouring=None)
+
+
+def _with_drive_as_field(node: NodePlan) -> NodePlan:
+    """The node with the field that its drive is made of in the place of the drive."""
+    if node.drive is None:
+        return node
+    bias = symbol("b") if "b" in node.node.parameters else sp.Integer(0)
+    term = cast(sp.Expr, node.node.term.subs(A, node.drive.value + bias))
+    return replace(node, node=replace(node.node, term=term), fields=node.all_fields, drive=None)
 
 
 def objection(plan: Plan, node: NodePlan) -> str | None:

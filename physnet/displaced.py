@@ -11,19 +11,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import sympy as sp
 import torch
 from torch import Tensor
 
+from physnet.contrast import Phases
 from physnet.domains import Domain
-from physnet.errors import RelaxationError
-from physnet.expressions import clip, log_cosh, relu, softplus, step
 from physnet.layout import repeat
+from physnet.nudged import Nudged
 from physnet.problem import Problem, Repeated, State, laid_out, some_rows
 from physnet.separation import GradientOnly
-
-ROUGH = (sp.Abs, sp.erf, sp.sign, sp.Max, sp.Min, relu, step, clip, softplus, log_cosh)
-"""Functions that are not holomorphic, or that torch has no complex form of."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +63,15 @@ class Around(Domain):
         raise NotImplementedError("displacements are never declared")
 
 
-class Displaced(Problem):
+def around(domain: Domain, origin: Tensor) -> Around:
+    """A domain seen from points in it."""
+    if not domain.edges:
+        return Around(-torch.inf, torch.inf)
+    lo, hi = domain.bounds(origin)
+    return Around(lo - origin, hi - origin)
+
+
+class Displaced(Nudged):
     """The phases of a protocol around a free equilibrium, stacked along the rows; its states are displacements.
 
     Arguments:
@@ -78,17 +82,8 @@ class Displaced(Problem):
     """
 
     def __init__(self, problem: Problem, free: Problem, state: State, held: Mapping[str, Tensor] | None = None) -> None:
-        super().__init__(
-            problem.model,
-            problem.clamped,
-            problem.rows,
-            problem.fixed,
-            problem.targets,
-            problem.beta,
-            problem.parameters,
-        )
-        self.plain = problem
-        self.phases = phases = problem.rows // free.rows
+        super().__init__(problem, free)
+        phases = self.phases
         full = {**state, **free.clamped}
         functions = self.model.functions
         self.origin: Mapping[str, Tensor] = Repeated(full, phases)
@@ -112,11 +107,7 @@ class Displaced(Problem):
     def _domain(self, node: str) -> Around:
         if node in self.held:
             return Around(self.held[node], self.held[node])
-        base, origin = super().domain(node), self.origin[node]
-        if not base.edges:
-            return Around(-torch.inf, torch.inf)
-        lo, hi = base.bounds(origin)
-        return Around(lo - origin, hi - origin)
+        return around(super().domain(node), self.origin[node])
 
     def domain(self, node: str) -> Domain:
         return self.around[node]["domain"]
@@ -132,6 +123,27 @@ class Displaced(Problem):
     def states(self, displacement: Mapping[str, Tensor]) -> State:
         """The states themselves."""
         return {name: self.origin[name] + value for name, value in displacement.items()}
+
+    def contrasts(
+        self,
+        free: Problem,
+        displacement: State,
+        states: State,
+        coefficients: Sequence[complex],
+        scale: Tensor | float,
+        needed: Iterable[str],
+    ) -> dict[str, Tensor]:
+        phases = Phases(coefficients, free.rows, scale)
+        origin = {name: self.origin[name] for name in self.model.free} | dict(free.clamped)  # these once, not per phase
+        full = {**free.clamped, **states}
+        result: dict[str, Tensor] = {}
+        for name in needed:
+            if name in self.clamped:
+                change = self.force(displacement, [name])[name]
+                result[name] = phases.difference(change, lambda name=name: self.plain.force(states, [name])[name], -1.0)
+            else:
+                result[name] = self._parameter(name, free, origin, displacement, full, phases)
+        return result
 
     def energy(self, state: Mapping[str, Tensor]) -> Tensor:
         """F at the displaced state minus E at the free state, of every row."""
@@ -166,53 +178,3 @@ class Displaced(Problem):
         prepared = laid_out(made)
         update = functions[f"displaced_{name}__{phase}"]
         return lambda state: update(weights, origin, state, around, fixed, prepared, targets, beta)
-
-
-def nudge(
-    free: Problem, state: State, targets: Mapping[str, Tensor], betas: Sequence[complex], clamps: bool = False
-) -> Displaced:
-    """The phases of a protocol around a free equilibrium.
-
-    Arguments:
-        free: the free problem of a batch.
-        state: its equilibrium.
-        targets: by name.
-        betas: one nudge per phase; where `clamps`, the fraction of the way to the target at which outputs are held.
-    """
-    problem = free.nudged(targets, betas)
-    if problem.beta is not None and problem.beta.is_complex():
-        refuse_complex(problem)
-    if not clamps:
-        return Displaced(problem, free, state)
-    phases = len(betas)
-    if free.model.plan.external:
-        raise RelaxationError("readouts are no part of the network and can't be clamped: use the protocol centered")
-    held = {}
-    for target, wanted in free.model.targets.items():
-        here = repeat(state[wanted.node], phases)
-        way = free.domain(wanted.node).difference(problem.targets[target], here)
-        held[wanted.node] = problem.beta_for(wanted.node) * way
-    still = Problem(
-        problem.model, problem.clamped, problem.rows, problem.fixed, problem.targets, parameters=problem.parameters
-    )
-    return Displaced(still, free, state, held)
-
-
-def refuse_complex(problem: Problem) -> None:
-    """Raise `RelaxationError` for a problem whose energy can't be continued to complex states."""
-    plan = problem.model.plan
-    fix = "use the protocol centered, or an energy that is smooth everywhere on an unbounded domain"
-    for name in problem.model.free:
-        if problem.domain(name).edges:
-            raise RelaxationError(f"a complex nudge needs holomorphic energies, but '{name}' lives in a box: {fix}")
-    if plan.external:
-        raise RelaxationError(f"a complex nudge needs a cost that is a sum over units, without a readout: {fix}")
-    for name, edge in plan.edges.items():
-        if edge.selects:
-            raise RelaxationError(f"a complex nudge needs holomorphic energies, but edge '{name}' takes maxima: {fix}")
-    terms = {f"node '{name}'": node.node.term + node.cost for name, node in plan.nodes.items()}
-    terms |= {f"edge '{name}'": edge.edge.term for name, edge in plan.edges.items()}
-    for where, term in terms.items():
-        rough = sorted(kind.__name__ for kind in ROUGH if term.has(kind))
-        if rough:
-            raise RelaxationError(f"a complex nudge needs holomorphic energies, but {where} uses {rough[0]}: {fix}")

@@ -163,5 +163,9 @@ class RelaxationWarning(UserWarning):
     """A relaxation that stopped before it met its tolerance, or whose result deserves a second look."""
 
 
+class DataWarning(UserWarning):
+    """Samples that are left out, because they can't be read."""
+
+
 class PluginWarning(UserWarning):
     """An installed plug-in that can't be used; the message names its distribution."""

@@ -375,9 +375,10 @@ class EnergyGraph:
             path = ("edges", f"{edge.pre} -> {edge.post}")
             if edge.predicts and edge.pre == edge.post:
                 yield Fault(f"'{edge.pre}' predicts itself", "turn it into a coupling, or remove it", path)
-            elif edge.predicts and not self.node(edge.post).driven:
-                fix = f"give '{edge.post}' a term in a, such as (x - relu(a))**2/2"
-                yield Fault(f"the energy of '{edge.post}' has no drive that could be predicted", fix, path)
+            elif (edge.predicts or edge.term == 0) and not self.node(edge.post).driven:
+                what = "no drive that could be predicted" if edge.predicts else "no drive, and the edge has no coupling"
+                fix = f"give '{edge.post}' a term in a, such as (x - relu(a))**2/2, or the edge a coupling"
+                yield Fault(f"the energy of '{edge.post}' has {what}", fix, path)
 
     def _components(self) -> Iterator[set[str]]:
         return (set(component) for component in nx.weakly_connected_components(self.network))
@@ -409,7 +410,7 @@ class EnergyGraph:
 
     def _edge_declaration(self, edge: Edge) -> dict[str, Any]:
         body: dict[str, Any] = {"via": edge.connection.declaration(), "name": edge.name}
-        if edge.predicts:
+        if edge.message is not None:
             body |= {"kind": "prediction", "message": write(edge.message)}
         elif edge.term != self.energy.coupling:
             body["term"] = write(edge.term)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from physnet.arrays import Arrays, DataSet, Normalisation, find_folder, read_bytes
+from physnet.arrays import DataSet, Normalisation, find_folder, read_bytes
 from physnet.errors import DataError, DeclarationError, Fault
 
 Labelled = tuple[np.ndarray, np.ndarray]
@@ -41,6 +41,7 @@ def image_set(
     limit: int | None = None,
     pad: int | None = None,
     normalise: Any = False,
+    flat: bool = False,
 ) -> DataSet:
     """A data set made of images that were read.
 
@@ -50,6 +51,7 @@ def image_set(
         limit: how many training images to use, from the first; all by default.
         pad: black pixels to put on each side.
         normalise: `True`, or `{"spread": factor}`, which multiplies the standard deviations.
+        flat: whether each picture, of one channel, is a vector.
 
     Raises:
         DeclarationError, DataError: for options out of range.
@@ -71,6 +73,9 @@ def image_set(
         for values in (pixels, other_pixels):
             values -= found.mean
             values /= found.std
+    if flat:
+        pixels, other_pixels = (values.reshape(len(values), -1) for values in (pixels, other_pixels))
+        normalised = {key: Normalisation(value.mean.ravel(), value.std.ravel()) for key, value in normalised.items()}
     return DataSet(name, {"x": pixels, "y": train[1]}, {"x": other_pixels, "y": test[1]}, normalised)
 
 
@@ -136,18 +141,7 @@ def _idx_set(name: str, folder: str | None, limit: int | None, pad: int | None, 
     if splits[0][0].shape[1:] != splits[1][0].shape[1:]:
         sizes = " and ".join(str(list(split[0].shape[2:])) for split in splits)
         raise DataError(f"{where}: train and t10k images of sizes {sizes}; the files don't belong together")
-    data = image_set(name, splits[0], splits[1], limit, pad, normalise)
-    return data if pad is not None else _flat(data)
-
-
-def _flat(data: DataSet) -> DataSet:
-    """The same pictures of one channel, each as a vector."""
-
-    def flat(arrays: Arrays) -> Arrays:
-        return {**arrays, "x": arrays["x"].reshape(len(arrays["x"]), -1)}
-
-    normalised = {key: Normalisation(value.mean.ravel(), value.std.ravel()) for key, value in data.normalised.items()}
-    return DataSet(data.name, flat(data.train), flat(data.test), normalised)
+    return image_set(name, splits[0], splits[1], limit, pad, normalise, flat=pad is None)
 
 
 def _find_file(folder: Path, name: str) -> Path:

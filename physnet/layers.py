@@ -18,14 +18,13 @@ from typing import cast
 import sympy as sp
 
 from physnet.directed import feed_forward, objection
-from physnet.domains import Domain, Interval
+from physnet.domains import REAL, Domain, Interval
 from physnet.elements import Node
+from physnet.errors import DeclarationError
 from physnet.expressions import clip, derivative, relu, symbol, write
-from physnet.lowering import NodePlan, Plan, Source
+from physnet.lowering import A, NodePlan, Plan, Source
+from physnet.predictions import Prediction, prediction
 from physnet.separation import Quadratic, X
-
-A = symbol("a")
-"""The drive of a unit, in its activation."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +85,26 @@ class Layers:
         )
 
 
+def prediction_layers(plan: Plan) -> Layers | str:
+    """The layers of an energy that is made of predictions alone, or why its errors are no coordinates of its states.
+
+    With x_i = f_i(a_i) + e_i any errors give states, and E = sum of precision/2 e^2.
+    """
+    for name, node in plan.nodes.items():
+        form = prediction(node.node)
+        if isinstance(form, str):
+            return f"of '{name}', {form}"
+        if node.node.domain != REAL:
+            return f"'{name}' doesn't live on the whole line, so that its error isn't free"
+        if not _positive(plan, node, form.precision):
+            written = write(form.precision)
+            return f"nothing keeps the precision {written} of '{name}' positive, such as constraint: [0.1, 10]"
+    try:
+        return layers(plan)
+    except DeclarationError as error:
+        return error.faults[0].message
+
+
 def layers(plan: Plan) -> Layers:
     """The layers of a plan.
 
@@ -93,7 +112,26 @@ def layers(plan: Plan) -> Layers:
         DeclarationError: with a cycle, and every node that is no layer.
     """
     directed = feed_forward(plan, _objection)
-    return Layers(plan, {name: _of_energy(node) for name, node in directed.nodes.items()})
+    return Layers(
+        plan,
+        {
+            name: _of_energy(node) if plan.nodes[name].drive is None else _of_prediction(plan.nodes[name])
+            for name, node in directed.nodes.items()
+        },
+    )
+
+
+# --------------------------------------------------------------------------- from (x - f(a))^2
+
+
+def _of_prediction(node: NodePlan) -> Layer:
+    """The layer of a node whose state is predicted: the drive is that of its energy."""
+    form = prediction(node.node)
+    assert isinstance(form, Prediction) and node.drive is not None
+    bias = symbol("b") if "b" in node.node.parameters else sp.Integer(0)
+    domain = cast(Interval, node.node.domain)
+    activation = _confined(form.activation, domain) if domain.edges else form.activation
+    return Layer(node.node, node.drive.fixed, node.drive.live, bias, activation)
 
 
 # --------------------------------------------------------------------------- from phi(x) - a x
@@ -140,6 +178,12 @@ def _confined(x: sp.Expr, domain: Interval) -> sp.Expr:
 
 def _objection(plan: Plan, node: NodePlan) -> str | None:
     """Why a node is no layer: its energy must be phi(x) - a x, with a minimum in closed form."""
+    declared = plan.nodes[node.node.name]
+    if declared.drive is not None:
+        form = prediction(declared.node)
+        if declared.fields or declared.mixed or isinstance(form, str):
+            return form if isinstance(form, str) else "it has couplings beside its predictions"
+        return _objection_to(node.node.domain)
     reason = objection(plan, node)
     if reason is not None:
         return reason
@@ -178,4 +222,4 @@ def _listed(items: Iterable[str]) -> str:
     return f"{', '.join(head)} and {last}" if head else last
 
 
-__all__ = ["A", "Layer", "Layers", "layers"]
+__all__ = ["A", "Layer", "Layers", "layers", "prediction_layers"]

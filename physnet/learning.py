@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from physnet.branches import find_jumps
-from physnet.contrast import Phases
 from physnet.errors import DeclarationError, Fault, RelaxationError, ShapeError
 from physnet.model import EnergyModel, check_model
 from physnet.problem import Problem, Share, State
@@ -155,6 +154,9 @@ class EquilibriumPropagation(Engine):
         method = find_method(protocol)
         self.protocol = protocol_of(method)
         self.reference = method if isinstance(method, Reference) else None
+        if self.protocol.predictive and isinstance(model.layers, str):
+            message = f"the protocol '{self.protocol.name}' takes the free phase to have no gradient"
+            raise DeclarationError(Fault(f"{message}, but {model.layers}", "use centered", ("protocol",)))
         self.relaxation = Relaxation(relaxation) if isinstance(relaxation, str) else relaxation
         nudged = replace(self.relaxation, tolerance=None) if nudged is None else nudged
         self.nudged = Relaxation(nudged) if isinstance(nudged, str) else nudged
@@ -255,24 +257,9 @@ def _contrast(ctx: Any, needed: list[str], scale: Tensor) -> dict[str, Tensor]:
     """Re sum_k c_k dF/dtheta(s_k) / rows for every parameter and encoded input that is needed."""
     free: Problem = ctx.free.problem
     nudged: Equilibrium = ctx.nudged
-    problem, model = nudged.displaced, free.model
-    assert problem is not None
-    phases = Phases(ctx.coefficients, free.rows, scale / free.rows)
-    origin = {name: problem.origin[name] for name in model.free} | dict(free.clamped)  # these once, not per phase
-    states = {**free.clamped, **nudged.states}
-    result: dict[str, Tensor] = {}
-    for name in needed:
-        if name in model.inputs:
-            change = problem.force(nudged.displacement, [name])[name]
-            result[name] = phases.difference(
-                change, lambda name=name: nudged.problem.force(nudged.states, [name])[name], -1.0
-            )
-            continue
-        owner, key = name.split(".")
-        contrast = model.functions[f"contrast_{owner}__{key}"]
-        beta = problem.beta_for(owner) if owner in model.plan.nodes else problem.beta
-        result[name] = contrast(free.parameters, origin, nudged.displacement, states, problem.targets, beta, phases)
-    return result
+    assert nudged.displaced is not None
+    states, weight = nudged.states, scale / free.rows
+    return nudged.displaced.contrasts(free, nudged.displacement, states, ctx.coefficients, weight, needed)
 
 
 def gradients(ep: EquilibriumPropagation, **batch: Tensor) -> dict[str, Tensor]:

@@ -87,8 +87,6 @@ class Field:
 
 A = symbol("a")
 """The drive of a node, in its energy."""
-DRIVE = -1
-"""The index of the drive among the fields of a node."""
 
 
 class Part(NamedTuple):
@@ -306,7 +304,7 @@ def _plan_node(graph: EnergyGraph, node: Node, edges: dict[str, EdgePlan], turns
     reason = _predicts(graph, node)
     if reason:
         solver: Solver = GradientOnly(reason)
-        drive = _drive(graph, node) if node.driven else None
+        drive = _drive(graph, node, len(fields)) if node.driven else None
         return NodePlan(node, cost, fields, solver, solver, mixed, separable, external, drive)
     if mixed:
         solver = GradientOnly(f"the coupling of '{mixed[0]}' doesn't separate")
@@ -329,7 +327,7 @@ def _predicts(graph: EnergyGraph, node: Node) -> str:
     return "its energy is written in its drive" if node.driven else ""
 
 
-def _drive(graph: EnergyGraph, node: Node) -> Field:
+def _drive(graph: EnergyGraph, node: Node, index: int) -> Field:
     """The sum over the prediction edges that lead to a node."""
     sources = [
         Source(edge.name, False, symbol("w"), edge.pre, cast(sp.Expr, edge.message.subs(PRE, X)))
@@ -338,7 +336,7 @@ def _drive(graph: EnergyGraph, node: Node) -> Field:
     ]
     live = [source for source in sources if graph.node(source.neighbour).free and not source.constant]
     fixed = [source for source in sources if source not in live]
-    return Field(DRIVE, sp.Integer(0), tuple(fixed), tuple(live))
+    return Field(index, sp.Integer(0), tuple(fixed), tuple(live))
 
 
 def _colouring(graph: EnergyGraph, node: Node) -> Colouring | GradientOnly | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass
@@ -10,11 +11,17 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from physnet.errors import DeclarationError, Fault
 from physnet.learning import Engine
 from physnet.model import EnergyModel
 from physnet.relaxation import Equilibrium
+from physnet.samples import Held, Samples
 
 EVALUATION_BATCH = 500
+EVALUATION_UNITS = 5e8
+"""Bounds on a batch of evaluation: samples, and units of all of them, of which float32 takes 2 GB per state."""
+MANY_CLASSES, TOP = 20, 5
+"""From how many classes on the error is also counted among so many best."""
 
 
 @dataclass
@@ -31,6 +38,8 @@ class Metrics:
         rate: learning rate of the first group.
         seconds: training time of the epoch, without evaluation.
         validation_cost, validation_error: on the samples that were held out, where there are any.
+        top: among how many best classes the true one may be for `..._top_error`, the share of those where it isn't.
+        unreadable: how many images of all parts couldn't be read; `None` where all could.
     """
 
     epoch: int
@@ -46,6 +55,11 @@ class Metrics:
     seconds: float
     validation_cost: float | None = None
     validation_error: float | None = None
+    top: int | None = None
+    train_top_error: float | None = None
+    test_top_error: float | None = None
+    validation_top_error: float | None = None
+    unreadable: int | None = None
 
 
 class Tally:
@@ -54,22 +68,34 @@ class Tally:
     They add up over batches, processes and interruptions of an epoch.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.sums = torch.zeros(8, dtype=torch.float64, device=device)
+    def __init__(self, device: torch.device, top: int | None = None) -> None:
+        self.top = top
+        self.sums = torch.zeros(10, dtype=torch.float64, device=device)
 
-    def add(self, cost: Tensor, hit: Tensor | None, free: Equilibrium, nudged: Equilibrium | None = None) -> None:
+    def add(self, cost: Tensor, rank: Tensor | None, free: Equilibrium, nudged: Equilibrium | None = None) -> None:
         """Note one batch.
 
         Arguments:
             cost: C of every sample.
-            hit: whether each sample was classified correctly; `None` where targets are not classes.
+            rank: how many classes fit each sample better than the true one; `None` where targets are not classes.
             free, nudged: the equilibria.
         """
         one, none = torch.ones_like(cost), torch.zeros_like(cost)
-        judged = (none, none) if hit is None else (one, hit.to(cost))
+        judged = (none, none) if rank is None else (one, (rank == 0).to(cost))
+        among = none if rank is None or self.top is None else (rank < self.top).to(cost)
         sweeps = none if nudged is None else nudged.sweeps.to(cost).view(-1, len(cost)).mean(0)
         relaxed = (free.sweeps.to(cost), sweeps, free.residual.to(cost), (~free.converged).to(cost))
-        self.sums += torch.stack([one, cost, *judged, *relaxed]).sum(1, dtype=torch.float64)
+        # what is lost is counted apart, and never a part of a sample
+        self.sums += torch.stack([one, cost, *judged, *relaxed, among, none]).sum(1, dtype=torch.float64)
+
+    def lose(self, count: int) -> None:
+        """Note samples that couldn't be read."""
+        if count:
+            self.sums[-1] += count
+
+    def restore(self, sums: Tensor) -> None:
+        """Go on from sums that were kept; what was not counted yet when they were begins at 0."""
+        self.sums[: len(sums)] = sums.to(self.sums)
 
     def gathered(self, accelerator: Accelerator) -> Tensor:
         """The sums over all processes."""
@@ -78,7 +104,10 @@ class Tally:
 
 @dataclass(frozen=True)
 class Means:
-    """The means of a tally: cost, error in per cent, sweeps, residual, share of unconverged samples in per cent."""
+    """The means of a tally: cost, error in per cent, sweeps, residual, share of unconverged samples in per cent.
+
+    Beside them the error among the best classes, where it was counted, and the number of samples that were lost.
+    """
 
     cost: float
     error: float | None
@@ -86,15 +115,21 @@ class Means:
     nudged_sweeps: float
     residual: float
     unconverged: float
+    top_error: float | None = None
+    lost: int = 0
 
     @staticmethod
-    def of(sums: Tensor) -> Means:
-        samples, cost, judged, hits, sweeps, nudged, residual, missed = sums.tolist()
-        # the error without the digits that rounding made up
-        error = round(100 * (1 - hits / judged), 4) if judged else None
+    def of(sums: Tensor, top: int | None = None) -> Means:
+        samples, cost, judged, hits, sweeps, nudged, residual, missed, among, lost = sums.tolist()
+
+        def error(right: float) -> float | None:
+            # without the digits that rounding made up
+            return round(100 * (1 - right / judged), 4) if judged else None
+
         return Means(
-            cost / samples, error, sweeps / samples, nudged / samples, residual / samples, 100 * missed / samples
-        )
+            cost / samples, error(hits), sweeps / samples, nudged / samples, residual / samples, 100 * missed / samples,
+            None if top is None else error(among), round(lost),
+        )  # fmt: skip
 
 
 def class_target(model: EnergyModel, batch: Mapping[str, Tensor]) -> str | None:
@@ -105,27 +140,73 @@ def class_target(model: EnergyModel, batch: Mapping[str, Tensor]) -> str | None:
     return None
 
 
-def hits(model: EnergyModel, states: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Tensor | None:
-    """Whether each sample is classified correctly; `None` where targets are not classes."""
+def rank(model: EnergyModel, states: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Tensor | None:
+    """How many classes fit each sample better than the true one; `None` where targets are not classes.
+
+    Of classes that fit alike the first one counts as the best, as it does for `argmax`.
+    """
     target = class_target(model, batch)
-    return None if target is None else model.scores(states, target).argmax(1) == batch[target]
+    if target is None:
+        return None
+    scores, true = model.scores(states, target), batch[target].long().view(-1, 1)
+    own, earlier = scores.gather(1, true), torch.arange(scores.shape[1], device=scores.device) < true
+    return ((scores > own) | ((scores == own) & earlier)).sum(1)
+
+
+def top_classes(model: EnergyModel, samples: Samples, declared: int | None) -> int | None:
+    """Among how many best classes the true one may be, where that is counted.
+
+    Raises:
+        DeclarationError: if there aren't so many.
+    """
+    sizes = (math.prod(found.shape) for name, found in model.targets.items() if samples.classes(name) is not None)
+    classes = next(sizes, 0)
+    if declared is None:
+        return TOP if classes > MANY_CLASSES else None
+    if declared >= classes:
+        fault = Fault(f"top is {declared}, of {classes} classes", "give a smaller number, or leave it out", ("top",))
+        raise DeclarationError(fault)
+    return declared
+
+
+def evaluate(
+    engine: Engine, data: Samples | Mapping[str, Tensor], accelerator: Accelerator | None = None
+) -> tuple[float, float | None]:
+    """Mean cost and error in per cent at the free equilibrium; processes take turns at the batches."""
+    means = measure(engine, data if isinstance(data, Samples) else Held(data), accelerator)
+    return means.cost, means.error
 
 
 @torch.no_grad()
-def evaluate(
-    engine: Engine, data: Mapping[str, Tensor], accelerator: Accelerator | None = None
-) -> tuple[float, float | None]:
-    """Mean cost and error in per cent at the free equilibrium; processes take turns at the batches."""
-    model, samples = engine.model, len(next(iter(data.values())))
-    rank, processes = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
+def measure(engine: Engine, data: Samples, accelerator: Accelerator | None = None, top: int | None = None) -> Means:
+    """All that samples come to at the free equilibrium; processes take turns at the batches.
+
+    Arguments:
+        data: the samples, ready to be picked.
+        top: among how many best classes the true one may be for `top_error`.
+    """
+    model, size = engine.model, _batch_size(engine.model)
+    rank_here, processes = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
     fresh = copy(engine)  # without what the training batches left behind: states, and random numbers to go on from
     fresh.batches = 0
-    tally = Tally(model.device)
-    for start in range(rank * EVALUATION_BATCH, samples, processes * EVALUATION_BATCH):
-        batch = {name: value[start : start + EVALUATION_BATCH] for name, value in data.items()}
+    tally = Tally(model.device, top)
+    batches = torch.arange(data.count, device=model.device).split(size)[rank_here::processes]
+    data.expect(batches)
+    for rows in batches:
+        batch = data.pick(rows)
+        tally.lose(data.lost(rows))
+        if not len(next(iter(batch.values()))):
+            continue
         free = fresh.settle({name: batch[name] for name in model.inputs})
         targets = model.as_targets({name: batch[name] for name in model.targets}, free.problem.rows)
         cost = model.functions["cost"](model.tensors, free.states, targets)
-        tally.add(cost, hits(model, free.states, batch), free)
-    means = Means.of(tally.sums if accelerator is None else tally.gathered(accelerator))
-    return means.cost, means.error
+        tally.add(cost, rank(model, free.states, batch), free)
+    means = Means.of(tally.sums if accelerator is None else tally.gathered(accelerator), top)
+    data.judge(means.lost)
+    return means
+
+
+def _batch_size(model: EnergyModel) -> int:
+    """Samples of one batch of an evaluation."""
+    units = sum(math.prod(node.shape) for node in model.graph.nodes())
+    return int(max(1, min(EVALUATION_BATCH, EVALUATION_UNITS // units)))

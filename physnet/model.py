@@ -18,6 +18,7 @@ from physnet.elements import Node
 from physnet.errors import DeclarationError, RelaxationError, ShapeError
 from physnet.graph import EnergyGraph
 from physnet.kept import written
+from physnet.layers import Layers, prediction_layers
 from physnet.layout import arranged
 from physnet.lowering import Plan, lower
 from physnet.printing import elementwise
@@ -90,10 +91,20 @@ class EnergyModel(nn.Module):
         """Where the parameters are."""
         return next(iter(self.parameters()), torch.empty(0)).device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of parameters and states."""
+        return next(iter(self.parameters()), torch.empty(0)).dtype
+
     @cached_property
     def free(self) -> tuple[str, ...]:
         """Names of the free nodes, in the order in which a signal from the inputs reaches them."""
         return tuple(self.plan.nodes)
+
+    @cached_property
+    def layers(self) -> Layers | str:
+        """The layers of an energy that is made of predictions alone, or why it isn't."""
+        return prediction_layers(self.plan)
 
     @cached_property
     def inputs(self) -> dict[str, Node]:

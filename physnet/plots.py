@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from physnet import phases
-from physnet.displaced import nudge
 from physnet.learning import EquilibriumPropagation
+from physnet.nudging import nudge
 from physnet.problem import Problem, State
 from physnet.randomness import stream
 from physnet.relaxation import Relaxation, StoppingRule, initial_state, run

@@ -70,6 +70,8 @@ class Problem:
 
     phases = 1
     """Phases stacked along the rows."""
+    passed: Any = None
+    """What a pass forwards has found, where that is how a free phase settles."""
 
     def __init__(
         self,

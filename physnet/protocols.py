@@ -33,6 +33,7 @@ class Protocol:
         bias: leading power of beta in the error, for people.
         clamps: whether outputs are held instead of nudged: at the fraction beta_k of the way to their target.
         fixed_beta: a nudge that the protocol prescribes, whatever the declared one.
+        predictive: whether it takes the gradient of the free phase to vanish, as it does where states are predicted.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Protocol:
     bias: str = ""
     clamps: bool = False
     fixed_beta: float | None = None
+    predictive: bool = False
 
     def phases(self, beta: float, generator: torch.Generator | None = None) -> tuple[list[complex], list[complex]]:
         """The nudges beta_k and coefficients c_k of one batch."""
@@ -85,6 +87,7 @@ PROTOCOLS: Registry[Protocol] = Registry(
             Protocol("negative", (_NEGATIVE,), "beta"),
             Protocol("random_sign", (_POSITIVE, _NEGATIVE), "beta in one batch, beta^2 in the mean"),
             Protocol("centered", (((-1.0, -0.5), (1.0, 0.5)),), "beta^2"),
+            Protocol("single", (((1.0, 1.0),),), "beta", predictive=True),
             Protocol("coupled", (_POSITIVE,), "one: it follows another objective", clamps=True),
             Protocol("contrastive", (_POSITIVE,), "one: it follows another objective", clamps=True, fixed_beta=1.0),
         )

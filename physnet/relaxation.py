@@ -16,16 +16,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from threading import Lock
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from physnet.displaced import Displaced, nudge
 from physnet.errors import DeclarationError, Fault, RelaxationError, RelaxationWarning, ShapeError, did_you_mean
 from physnet.layout import arranged
 from physnet.model import check_model
+from physnet.nudged import Nudged
+from physnet.nudging import nudge
 from physnet.problem import Problem, Share, State
 from physnet.randomness import stream
 from physnet.registry import Registry, subclass_of
@@ -105,7 +106,7 @@ class Equilibrium:
     problem: Problem
     reason: str = ""
     displacement: State = field(default_factory=dict)
-    displaced: Displaced | None = None
+    displaced: Nudged | None = None
     drifting: Bool[Tensor, " rows"] | None = None
 
     @property
@@ -123,6 +124,8 @@ class Integrator(ABC):
 
     name: str
     idea: str
+    coordinates: ClassVar[str] = "states"
+    """Of nudged phases: `states`, or `errors` where a state is predicted."""
 
     @classmethod
     @abstractmethod
@@ -350,10 +353,16 @@ def run_nudged(
         clamps: whether beta is the fraction of the way to the target at which outputs are held.
     """
     with torch.no_grad(), full_precision(free.problem.like.device):
-        problem = nudge(free.problem, free.states, targets, betas, clamps)
+        errors = _coordinates(free.problem, settings.integrator) == "errors"
+        problem = nudge(free.problem, free.states, targets, betas, clamps, errors)
         result = run(problem, problem.zero(), settings)
         states = problem.states(result.states)
         return replace(result, states=states, problem=problem.plain, displacement=result.states, displaced=problem)
+
+
+def _coordinates(problem: Problem, integrator: str) -> str:
+    """In which coordinates the integrator wants nudged phases; that of `auto` is the one that takes the free phase."""
+    return choose(problem, integrator)[0].coordinates
 
 
 def run(problem: Problem, state: State, settings: Relaxation, *, quiet: bool = False) -> Equilibrium:
@@ -364,8 +373,8 @@ def run(problem: Problem, state: State, settings: Relaxation, *, quiet: bool = F
     """
     kind, reason = choose(problem, settings.integrator)
     chosen = _construct(kind, settings.options)
-    dtype = problem.like.dtype
-    default = (_NUDGED if isinstance(problem, Displaced) else _FREE).get(dtype, 1e-3)
+    dtype = problem.model.dtype
+    default = (_NUDGED if isinstance(problem, Nudged) else _FREE).get(dtype, 1e-3)
     if settings.tolerance is not None and settings.tolerance < torch.finfo(dtype).eps:
         raise RelaxationError(
             f"the tolerance {settings.tolerance:g} is below the resolution of {str(dtype).removeprefix('torch.')}, "

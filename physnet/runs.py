@@ -29,7 +29,7 @@ from physnet.metrics import Metrics
 from physnet.sources import dump_yaml
 from physnet.validation import results
 
-CHANGEABLE = ("epochs", "checkpoint", "tensorboard", "device", "threads")
+CHANGEABLE = ("epochs", "checkpoint", "tensorboard", "device", "threads", "workers")
 """Keys of `train` that may differ when a run is resumed: all others would make it another run."""
 
 

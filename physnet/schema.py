@@ -131,6 +131,14 @@ class TrainSchema(_Strict):
     dtype: Literal["float32", "float64"] = "float32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = Field(default=None, ge=1)
+    workers: int | None = Field(
+        default=None,
+        ge=0,
+        description="processes that read images of sets that aren't in memory; default: by cores",
+    )
+    top: int | None = Field(
+        default=None, ge=1, description="also count errors among so many best classes; default: 5 above 20 classes"
+    )
     precision: Literal["float32", "bfloat16"] | None = Field(
         default=None, description="of the products of backprop methods; default: that of dtype"
     )

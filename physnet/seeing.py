@@ -59,7 +59,7 @@ def simulate(
 
     declared, initial = experiment.simulate, experiment.relax.initial
     rows = samples or declared.samples
-    batch = {name: value[:rows] for name, value in test.items()}
+    batch = test.first(rows) if test is not None else {}
     settings = Simulation(
         duration or declared.duration, declared.times, "zero" if initial == "previous" else initial,
         accuracy=declared.accuracy, method=declared.method,
@@ -111,14 +111,14 @@ def _oscillators(path: Trajectory) -> list[dict[str, Any]]:
     return rows
 
 
-def _network(file: Path, change: list[str] | None, nudged: bool) -> tuple[Experiment, EnergyModel, Mapping[str, Any]]:
+def _network(file: Path, change: list[str] | None, nudged: bool) -> tuple[Experiment, EnergyModel, Any]:
     """The network, trained if a run is given, and its test data, if it takes any."""
     if not file.is_dir():
         experiment = load_experiment(file, changes([*(change or []), "train.dtype=float64", "train.precision=null"]))
         if not nudged and all(node.free for node in experiment.graph.nodes()):
             from physnet.model import compile_energy
 
-            return experiment, compile_energy(experiment.graph, experiment.train.seed).double(), {}
+            return experiment, compile_energy(experiment.graph, experiment.train.seed).double(), None
     trainer = _trainer(file, change)
     return trainer.experiment, trainer.energy, trainer.test
 

@@ -6,7 +6,7 @@ gradient of a step = mean over its samples, whichever process and batch they are
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,11 +17,12 @@ from accelerate.utils import broadcast
 from torch import Tensor
 
 from physnet.checkpoints import Checkpoint, optimizer_state, restore_optimizer
-from physnet.errors import RelaxationError, TrainingError
+from physnet.errors import DataError, RelaxationError, TrainingError
 from physnet.learning import Engine
-from physnet.metrics import Tally, hits
+from physnet.metrics import Tally, rank
 from physnet.nonfinite import all_finite, explain_nonfinite, nonfinite_parameter
 from physnet.problem import Share
+from physnet.samples import Samples
 from physnet.schema import TrainSchema
 
 
@@ -55,9 +56,10 @@ class Steps:
     Arguments:
         engine, optimizer, accelerator: what takes part.
         settings: how the network is trained.
-        data: the training samples by name.
+        data: the training samples, ready to be picked.
         augment: changes the rows of a share, given the number of their batch.
         wishes: asked in every step whether this process wants a checkpoint after it, and whether it wants to stop.
+        top: among how many best classes the true one may be, where that is counted.
     """
 
     def __init__(
@@ -66,26 +68,40 @@ class Steps:
         optimizer: torch.optim.Optimizer,
         accelerator: Accelerator,
         settings: TrainSchema,
-        data: Mapping[str, Tensor],
+        data: Samples,
         augment: Callable[[Mapping[str, Tensor], int, Share], dict[str, Tensor]],
         wishes: Callable[[], tuple[bool, bool]],
+        top: int | None = None,
     ) -> None:
         self.engine, self.optimizer, self.accelerator = engine, optimizer, accelerator
         self.settings, self.data, self.augment, self.wishes = settings, data, augment, wishes
         self.parallel, self._optimizer = accelerator.prepare(engine, optimizer)
-        self.position, self.tally = Position(), Tally(engine.model.device)
+        self.position, self.tally = Position(), Tally(engine.model.device, top)
         self._agreed = False, False
 
     def next_epoch(self) -> None:
         """Go to the beginning of the next epoch."""
         now = self.position
         self.position = Position(now.epoch + 1, 0, now.steps, now.batches, now.rows)
-        self.tally = Tally(self.engine.model.device)
+        self.tally = Tally(self.engine.model.device, self.tally.top)
 
     @property
     def agreed(self) -> tuple[bool, bool]:
         """Whether a checkpoint is due and whether to stop, now that a step is done: the same in all processes."""
         return self.wishes() if self.accelerator.num_processes == 1 else self._agreed
+
+    def expect(self, order: Tensor) -> None:
+        """Say which samples the next steps of this epoch will take, so that they may be read ahead.
+
+        Arguments:
+            order: numbers of the samples, one step after the other.
+        """
+        self.data.expect(self.shares(order.split(self.settings.batch * self.settings.accumulate)), self.position.epoch)
+
+    def shares(self, steps: Iterable[Tensor]) -> list[Tensor]:
+        """What this process picks in these steps, batch by batch."""
+        parts = (part for step in steps for part in step.split(self.settings.batch))
+        return [part[self._share(part).rows] for part in parts]
 
     def take(self, rows: Tensor) -> float:
         """One step over the samples with these numbers, in as many batches as they make.
@@ -96,6 +112,7 @@ class Steps:
         Raises:
             TrainingError: for a cost, gradient or parameter that isn't finite, by name.
             RelaxationError: for states that aren't.
+            DataError: if too many samples can't be read.
         """
         self._optimizer.zero_grad(set_to_none=True)
         self.position.steps += 1
@@ -146,6 +163,10 @@ class Steps:
 
     # ------------------------------------------------------------------------ one batch
 
+    def _share(self, part: Tensor) -> Share:
+        """Which rows of a batch this process works on."""
+        return Share(len(part), self.accelerator.process_index, self.accelerator.num_processes)
+
     def _backward(self, part: Tensor, weight: float) -> tuple[dict[str, Tensor], Tensor]:
         """Add the gradient of one batch, of which this process works on its share.
 
@@ -154,19 +175,21 @@ class Steps:
             weight: of this batch in the mean over the step.
         """
         accelerator, position, engine = self.accelerator, self.position, self.engine
-        share = Share(len(part), accelerator.process_index, accelerator.num_processes)
-        batch = {name: value[part[share.rows]] for name, value in self.data.items()}
+        share = self._share(part)
+        rows = part[share.rows]
         if share.total != position.rows:  # all processes have to agree on whether the last states fit
             engine.previous, position.rows = None, share.total
         position.batches += 1
-        batch = self.augment(batch, position.batches, share)
-        loss, failure = None, None
+        batch, loss, failure = dict[str, Tensor](), None, None
         engine.share = share
         try:
+            batch = self.augment(self.data.pick(rows, position.epoch), position.batches, share)
             loss = self.parallel(step=position.batches, **batch)
         except RelaxationError as error:
             began = "; reduce the learning rate, or set train.clip" if position.steps > 1 else ""
             failure = explain_nonfinite(engine, batch, str(position)) or type(error)(f"{position}: {error}{began}")
+        except DataError as error:
+            failure = error
         finally:
             engine.share = None
         weight *= share.count / share.total
@@ -176,8 +199,9 @@ class Steps:
         if share.count:
             record = engine.last
             assert record is not None
-            hit = hits(engine.model, record.free.states, batch)
-            self.tally.add(record.cost, hit, record.free, record.nudged)
+            fit = rank(engine.model, record.free.states, batch)
+            self.tally.add(record.cost, fit, record.free, record.nudged)
+            self.tally.lose(self.data.lost(rows))
         return batch, cost
 
     def _agree(self, failure: Exception | None, cost: Tensor) -> Tensor:
@@ -218,7 +242,7 @@ class Steps:
         restore_optimizer(self.optimizer, self._names(), checkpoint.under("optimizer"), numbers)
         self.position = Position(**checkpoint.state["position"])
         if accelerator.is_main_process:  # the other processes begin their sums anew
-            self.tally.sums = checkpoint.under("tally")["sums"].to(device)
+            self.tally.restore(checkpoint.under("tally")["sums"])
         share = Share(self.position.rows, accelerator.process_index, accelerator.num_processes)
         previous = {name: value[share.rows].to(device) for name, value in checkpoint.under("previous").items()}
         self.engine.previous = previous or None

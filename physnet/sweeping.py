@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from physnet.model import EnergyModel
 
 Row = dict[str, Any]
-_NO_METRICS = ("epoch", "rate")
+_NO_METRICS = ("epoch", "rate", "top")
 
 
 @dataclass(frozen=True)

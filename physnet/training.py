@@ -8,6 +8,7 @@ works on its rows, and gradients, costs and tallies are those of the whole batch
 from __future__ import annotations
 
 import math
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -20,25 +21,28 @@ import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
 
 from physnet.augmenting import Augmenter
 from physnet.board import Board
 from physnet.checkpoints import Checkpoint, plain
-from physnet.data import Arrays, DataSet, load_data, match
+from physnet.data import DataSet, load_data, match
 from physnet.declaration import Experiment, load_experiment
 from physnet.errors import DataError, DeclarationError, RelaxationError, RelaxationWarning, TrainingError
 from physnet.learning import Engine, EquilibriumPropagation
 from physnet.methods import METHODS
-from physnet.metrics import Means, Metrics, evaluate
+from physnet.metrics import Means, Metrics, evaluate, measure, top_classes
 from physnet.model import EnergyModel, compile_energy
 from physnet.optimizers import make_optimizer, make_scheduler
 from physnet.randomness import stream
 from physnet.relaxation import Relaxation, make_integrator
 from physnet.runs import RunFolder, check_run, differences, digest, identity, new_folder
+from physnet.samples import Reading, Samples
 from physnet.schema import LearnSchema, NudgedSchema, RelaxSchema
 from physnet.steps import Position, Steps
 from physnet.validation import best_epoch, hold_out
+
+MOST_WORKERS = 8
+"""Processes that read images for one that trains, unless more are asked for."""
 
 
 def relaxation_settings(schema: NudgedSchema) -> Relaxation:
@@ -114,9 +118,14 @@ class Trainer:
         self.engine.attach(self.optimizer)
         kept, held = hold_out(self.data.train, settings.validation, settings.seed, model.targets)
         self.data = replace(self.data, train=kept)  # so that what was split isn't in memory twice
-        self.train, self.test = self._on_device(kept, dtype), self._on_device(self.data.test, dtype)
-        self.validation = self._on_device(held, dtype)
-        self.steps = Steps(self.engine, self.optimizer, self.accelerator, settings, self.train, augment, self._wishes)
+        reading = Reading(self.accelerator.device, dtype, settings.seed, self._workers())
+        self.train, self.test = kept.ready(reading), self.data.test.still().ready(reading)
+        self.validation = None if held is None else held.ready(reading)
+        with experiment_faults(experiment, "train"):
+            self.top = top_classes(model, kept, settings.top)
+        self.steps = Steps(
+            self.engine, self.optimizer, self.accelerator, settings, self.train, augment, self._wishes, self.top
+        )
         self._identity = identity(experiment)
         self.history, self._stopping, self._saved = list[Metrics](), False, time.monotonic()
         if checkpoint is not None:
@@ -130,9 +139,12 @@ class Trainer:
                     self.board = Board(self.folder.path / "tensorboard", self.position.steps)
             self.folder.begin(experiment, self._facts(), resumed=checkpoint is not None)
 
-    def _on_device(self, arrays: Arrays, dtype: torch.dtype) -> dict[str, Tensor]:
-        tensors = {name: torch.from_numpy(value).to(self.accelerator.device) for name, value in arrays.items()}
-        return {name: value.to(dtype) if value.is_floating_point() else value for name, value in tensors.items()}
+    def _workers(self) -> int:
+        """Processes that read for this one: a core is left to each of those that train on this machine."""
+        if self.settings.workers is not None:
+            return self.settings.workers
+        neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", str(self.accelerator.num_processes)))
+        return max(0, min(MOST_WORKERS, (os.cpu_count() or 1) // neighbours - 1))
 
     def _check_precision(self) -> None:
         precision, dtype, protocol = self.settings.precision, self.settings.dtype, self.experiment.learn.protocol
@@ -184,7 +196,7 @@ class Trainer:
 
         Raises:
             TrainingError, RelaxationError: for values that aren't finite, with the tensor or node, epoch and step.
-            DataError: if the folder can't be written.
+            DataError: if the folder can't be written, or too many images can't be read.
         """
         while not self.finished and not self.steps.anyone(self._stopping):
             try:
@@ -202,16 +214,20 @@ class Trainer:
                 self.folder.write_parameters(self.model.state_dict(), best=best_epoch(self.history) is metrics)
             self.save()
             yield metrics
+        for samples in (self.train, self.test, self.validation):
+            if samples is not None:
+                samples.close()
         if self.board is not None:
             self.board.close()
 
     def _epoch(self, on_step: Callable[[int, int, float], None] | None) -> Metrics | None:
         """One epoch, or what is left of it; `None` if it was stopped on the way."""
         settings, position, began = self.settings, self.position, time.perf_counter() - self.position.seconds
-        samples, size = len(next(iter(self.train.values()))), settings.batch * settings.accumulate
+        samples, size = self.train.count, settings.batch * settings.accumulate
         order = torch.randperm(samples, generator=stream(settings.seed, "shuffle", position.epoch))
         order, steps = order.to(self.accelerator.device), math.ceil(samples / size)
         rate = self.optimizer.param_groups[0]["lr"]
+        self.steps.expect(order[position.done * size :])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RelaxationWarning)  # counted instead, as `unconverged`
             for number in range(position.done, steps):
@@ -230,13 +246,21 @@ class Trainer:
                 self.scheduler.step()
             self.steps.refuse_nonfinite_parameters()
             self.steps.equalise()
-            test = evaluate(self.engine, self.test, self.accelerator)
-            held = evaluate(self.engine, self.validation, self.accelerator) if self.validation else (None, None)
-        train = Means.of(self.steps.tally.gathered(self.accelerator))
+            train = Means.of(self.steps.tally.gathered(self.accelerator), self.top)
+            self.train.judge(train.lost)
+            test = self._measured(self.test)
+            held = None if self.validation is None else self._measured(self.validation)
         return Metrics(
-            position.epoch, train.cost, test[0], train.error, test[1], train.sweeps, train.nudged_sweeps,
-            train.residual, train.unconverged, rate, position.seconds, *held,
+            position.epoch, train.cost, test.cost, train.error, test.error, train.sweeps, train.nudged_sweeps,
+            train.residual, train.unconverged, rate, position.seconds,
+            validation_cost=held and held.cost, validation_error=held and held.error,
+            top=self.top, train_top_error=train.top_error, test_top_error=test.top_error,
+            validation_top_error=held and held.top_error,
+            unreadable=(train.lost + test.lost + (held.lost if held else 0)) or None,
         )  # fmt: skip
+
+    def _measured(self, samples: Samples) -> Means:
+        return measure(self.engine, samples, self.accelerator, self.top)
 
     # ------------------------------------------------------------------------ checkpoints
 

@@ -15,15 +15,17 @@ from physnet.errors import DataError
 from physnet.randomness import stream
 
 if TYPE_CHECKING:
-    from physnet.data import Arrays
     from physnet.metrics import Metrics
+    from physnet.samples import Samples
 
 
-def hold_out(samples: Arrays, declared: float | None, seed: int, targets: Iterable[str]) -> tuple[Arrays, Arrays]:
-    """What is left to train on, and what is held out: both in the order of the data set.
+def hold_out(
+    samples: Samples, declared: float | None, seed: int, targets: Iterable[str]
+) -> tuple[Samples, Samples | None]:
+    """What is left to train on, and what is held out, if anything: both in the order of the data set.
 
     Arguments:
-        samples: arrays by name, with one entry for each sample.
+        samples: the training samples of the data set.
         declared: a number of samples, a fraction of them, or `None` to hold out none.
         seed: the split is a pure function of it.
         targets: names of targets; the first that holds class indices is stratified.
@@ -32,12 +34,12 @@ def hold_out(samples: Arrays, declared: float | None, seed: int, targets: Iterab
         DataError: if too few samples are left on either side.
     """
     if declared is None:
-        return samples, {}
+        return samples, None
     from sklearn.model_selection import train_test_split  # slow to import
 
-    total = len(next(iter(samples.values())))
+    total = samples.count
     held = round(declared * total) if declared < 1 else int(declared)
-    classes = next((samples[name] for name in targets if _holds_classes(samples[name])), None)
+    classes = next((found for name in targets if (found := samples.classes(name)) is not None), None)
     number = int(torch.randint(2**31, (1,), generator=stream(seed, "validation")))
     try:
         kept, out = train_test_split(np.arange(total), test_size=held, random_state=number, stratify=classes)
@@ -45,12 +47,7 @@ def hold_out(samples: Arrays, declared: float | None, seed: int, targets: Iterab
         raise DataError(
             f"train.validation: {held} of {total} samples can't be held out ({problem}); hold out another number"
         ) from None
-    kept, out = np.sort(kept), np.sort(out)
-    return {name: value[kept] for name, value in samples.items()}, {name: value[out] for name, value in samples.items()}
-
-
-def _holds_classes(values: np.ndarray) -> bool:
-    return values.dtype.kind in "iu" and values.ndim == 1
+    return samples.part(np.sort(kept)), samples.part(np.sort(out)).still()
 
 
 def best_epoch(history: Iterable[Metrics]) -> Metrics | None:
@@ -68,7 +65,8 @@ def best_epoch(history: Iterable[Metrics]) -> Metrics | None:
 def results(history: list[Metrics]) -> dict[str, dict[str, float | int | None]]:
     """What a run is judged by: its final epoch and, with held-out samples, the best one there; never the best test."""
     named = {"final": history[-1] if history else None, "best_validation": best_epoch(history)}
-    keys = ("epoch", "test_error", "test_cost", "validation_error", "validation_cost")
+    kinds = ("error", "top_error", "cost")
+    keys = ("epoch", *(f"{part}_{kind}" for part in ("test", "validation") for kind in kinds))
     return {
         name: {key: value for key in keys if (value := getattr(metrics, key)) is not None}
         for name, metrics in named.items()

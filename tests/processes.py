@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
 
+import photos
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from physnet import metrics
 from physnet.declaration import parse_experiment
-from physnet.errors import PhysnetError, RelaxationWarning
+from physnet.errors import DataWarning, PhysnetError, RelaxationWarning
 from physnet.training import Trainer, evaluate, resume_run
 
 # a fixed number of sweeps from a start that matters: a sample doesn't depend on the others in its batch
@@ -38,15 +40,27 @@ CASES = {
     "previous": ("random_sign", "previous", "dtype: float64"),
     "backprop": ("backprop", "zero", "dtype: float64, accumulate: 2, clip: 0.01"),
     "augmented": ("centered", "previous", "dtype: float64, augment: [flip, {crop: {padding: 1}}, rand_augment]"),
+    "streamed": ("random_sign", "zero", "dtype: float64, workers: 1, augment: [flip]"),
     "parts": ("random_sign", "zero", "dtype: float64, accumulate: 2, clip: 0.01"),
 }
 # the second batch doesn't divide by two, the last has less rows than there are processes
 BATCHES = (torch.arange(20), torch.arange(20, 35), torch.arange(35, 50), torch.arange(50, 51))
 
 
+def photographs() -> str:
+    """A folder of small photographs, 56 of them to train with, one of which can't be read."""
+    files = photos.photographs(14, 2, width=20, height=15) | {"train/bee/0.JPEG": photos.BROKEN}
+    return str(photos.write_folder(Path(tempfile.mkdtemp()), files))
+
+
 def experiment(case: str, more: str = "threads: 1") -> Any:
     protocol, initial, settings = CASES[case]
-    return TEXT.replace("PROTOCOL", protocol).replace("INITIAL", initial).replace("MORE", f"{settings}, {more}")
+    if case == "streamed":
+        data = f'{{imagefolder: {{folder: "{photographs()}", size: 8, tolerance: 0.1}}}}'
+        text = TEXT.replace("data: digits", f"data: {data}").replace("[1, 8, 8]", "[3, 8, 8]")
+    else:
+        text = TEXT
+    return text.replace("PROTOCOL", protocol).replace("INITIAL", initial).replace("MORE", f"{settings}, {more}")
 
 
 def first_steps(case: str) -> dict[str, Tensor]:
@@ -54,6 +68,7 @@ def first_steps(case: str) -> dict[str, Tensor]:
     trainer = Trainer(parse_experiment(experiment(case)))
     trainer.settings.batch = 20 if trainer.settings.accumulate == 1 else 12  # parts: 12 + 8, 12 + 3, 12 + 3, 1
     tensors, result, costs = trainer.model.tensors, dict[str, Tensor](), list[float]()
+    trainer.train.expect(trainer.steps.shares(BATCHES), trainer.position.epoch)
     for number, rows in enumerate(BATCHES):
         costs.append(trainer.steps.take(rows))
         if number == 0:
@@ -108,6 +123,7 @@ def normalised() -> dict[str, Any]:
 def main() -> None:
     folder = Path(sys.argv[1])
     warnings.simplefilter("ignore", RelaxationWarning)
+    warnings.simplefilter("ignore", DataWarning)
     torch.set_num_threads(1)
     rank = Trainer(parse_experiment(experiment("plain"))).accelerator.process_index
     for case in CASES:

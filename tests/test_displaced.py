@@ -12,11 +12,12 @@ from torch import Tensor
 
 from physnet.checking import relative_error
 from physnet.connections import RealLink
-from physnet.displaced import Displaced, nudge
+from physnet.displaced import Displaced
 from physnet.errors import DeclarationError, RelaxationError
 from physnet.graph import EnergyGraph
 from physnet.learning import EquilibriumPropagation, gradients
 from physnet.model import EnergyModel, compile_energy
+from physnet.nudging import nudge
 from physnet.protocols import Protocol, find_protocol
 from physnet.relaxation import Relaxation, relax
 

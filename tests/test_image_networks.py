@@ -15,13 +15,13 @@ from torch import Tensor
 
 from physnet.checking import relative_error
 from physnet.convolved import PooledLink
-from physnet.displaced import nudge
 from physnet.energy import Energy
 from physnet.errors import RelaxationError
 from physnet.gdu import gradient_descending_updates
 from physnet.graph import EnergyGraph
 from physnet.learning import EquilibriumPropagation, gradients
 from physnet.model import EnergyModel
+from physnet.nudging import nudge
 from physnet.problem import Problem, State
 from physnet.relaxation import Relaxation, relax
 from physnet.simulation import simulate

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from physnet.chains import parse_connection
 from physnet.checking import check_gradients, cosine
-from physnet.displaced import nudge
 from physnet.errors import RelaxationError
 from physnet.gdu import gradient_descending_updates
 from physnet.graph import EnergyGraph
 from physnet.learning import EquilibriumPropagation, gradients
 from physnet.model import EnergyModel, compile_energy
 from physnet.nonfinite import explain_nonfinite
+from physnet.nudging import nudge
 from physnet.relaxation import Relaxation, integrators, relax
 from physnet.sweeping import parse_values
 from physnet.topologies import Sparse

@@ -18,7 +18,10 @@ from physnet.declaration import parse_experiment
 from physnet.training import Trainer, load_run
 
 ROOT = Path(__file__).parent.parent
-pytestmark = pytest.mark.filterwarnings("ignore::physnet.errors.RelaxationWarning")  # three sweeps are not enough
+pytestmark = [  # three sweeps are not enough, and an image is broken
+    pytest.mark.filterwarnings("ignore::physnet.errors.RelaxationWarning"),
+    pytest.mark.filterwarnings("ignore::physnet.errors.DataWarning"),
+]
 
 
 def launch(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -18,6 +18,7 @@ from physnet.declaration import parse_experiment
 from physnet.errors import DataError, DeclarationError
 from physnet.metrics import Metrics
 from physnet.reading import check_share
+from physnet.samples import Held
 from physnet.training import Trainer, evaluate, load_run, resume_run
 from physnet.validation import best_epoch, hold_out, results
 
@@ -55,8 +56,8 @@ def metrics(epoch: int, test: float, held: float | None, error: float | None) ->
 def test_the_split_is_a_stratified_partition(counts: list[int], share: float, seed: int) -> None:
     classes = np.repeat(np.arange(len(counts)), counts)
     samples = {"image": np.arange(len(classes)), "target": classes}
-    kept, held = hold_out(samples, share, seed, ["target"])
-    again = hold_out(samples, share, seed, ["target"])
+    kept, held = hold_out(Held(samples), share, seed, ["target"])
+    again = hold_out(Held(samples), share, seed, ["target"])
     total = sum(counts)
     size = round(share * total) if share < 1 else int(share)
     assert len(held["image"]) == size
@@ -71,18 +72,18 @@ def test_the_split_is_a_stratified_partition(counts: list[int], share: float, se
 
 def test_the_seed_decides_which() -> None:
     samples = {"image": np.arange(200), "target": np.arange(200) % 4}
-    first, second = (set(hold_out(samples, 40, seed, ["target"])[1]["image"]) for seed in (0, 1))
+    first, second = (set(hold_out(Held(samples), 40, seed, ["target"])[1]["image"]) for seed in (0, 1))
     assert first != second
 
 
 def test_real_targets_are_split_too() -> None:
     samples = {"image": np.arange(50), "target": np.linspace(0, 1, 50)}
-    kept, held = hold_out(samples, 0.1, 0, ["target"])
+    kept, held = hold_out(Held(samples), 0.1, 0, ["target"])
     assert (len(kept["image"]), len(held["image"])) == (45, 5)
 
 
 def test_nothing_is_held_out_unless_asked_for() -> None:
-    assert trainer("clip: 1.0").validation == {}
+    assert trainer("clip: 1.0").validation is None
     assert trainer("clip: 1.0").experiment.resolved()["train"].get("validation") is None
 
 
