@@ -28,6 +28,7 @@ from physnet.problem import Problem, State
 from physnet.progress import Progress, Report
 from physnet.relaxation import Equilibrium, Integrator, StoppingRule, integrator
 from physnet.separation import GradientOnly, Scalar
+from physnet.stopping import drifting
 
 SCHEDULES = ("coloured", "parity")
 PRODUCTS = {None: None, "float32": None, "bfloat16": torch.bfloat16}
@@ -94,7 +95,7 @@ class Blocks(Integrator):
         return replace(fine, sweeps=rough.sweeps + fine.sweeps)
 
     def _settle(self, problem: Problem, state: State, rule: StoppingRule) -> Equilibrium:
-        report, active, state, sweep = Report(), problem, dict(state), 0
+        report, active, start, state, sweep = Report(), problem, state, dict(state), 0
         plain = self.sweep is not _sweep or not any(stretchable(problem, node) for node in state)
         progress = Progress(rule.tolerance, problem, 1.0 if plain else self.omega)
         for sweep in range(1, rule.max_sweeps + 1):
@@ -104,13 +105,16 @@ class Blocks(Integrator):
                 continue
             if progress.arrived(sweep, residual) or progress.on_the_floor(sweep):
                 break
+            if bool((torch.from_numpy(progress.settled).to(residual.device) | drifting(active, start, state)).all()):
+                break
             if progress.stuck(sweep):
                 progress.judge(sweep, float(active.energy(state).real.sum()))
             if progress.few_left:
                 report.note(state, progress)
                 samples = torch.from_numpy(progress.moving()).to(problem.like.device)
                 rows = active.rows_of(samples)
-                active, state = active.select(samples), {node: value[rows] for node, value in state.items()}
+                active = active.select(samples)
+                start, state = ({node: value[rows] for node, value in item.items()} for item in (start, state))
                 report.narrow(rows)
                 progress.narrow(rows.cpu().numpy())
         np.minimum(progress.sweeps, sweep, out=progress.sweeps)

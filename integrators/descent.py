@@ -81,6 +81,8 @@ class Descent(Integrator):
             if sweep == rule.max_sweeps or (sweep >= next_check and sweep > noisy):
                 residual = torch.where(active, rule.residual(vectors.unpack(s)), residual)
                 active = ~(residual <= rule.tolerance)
+                if not noisy:
+                    active &= ~vectors.drifting(start, s)
                 vectors.check_bounded(start, s, LOST if bool(active.any()) else FAR)
                 next_check = sweep + min(EVERY, 1 + sweep // EVERY)
                 if not bool(active.any()) or not bool(torch.isfinite(residual).all()):
@@ -118,7 +120,7 @@ class _Adaptive:
 
     def __call__(self, s: Vector, momentum: Vector) -> Vector:
         momentum = torch.where((dot(self.force, momentum) < 0)[:, None], 0, momentum)
-        trial = self.vectors.project(s + self.rate[:, None] * self.force + momentum)
+        trial = self.vectors.project(s + self.vectors.short(self.rate[:, None] * self.force + momentum))
         force, energy, moved = self.vectors.force(trial), self.vectors.energy(trial), trial - s
         good = falls(self.energy, energy, self.force, force, moved)
         good &= torch.isfinite(force).all(1)

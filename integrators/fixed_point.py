@@ -54,13 +54,14 @@ class FixedPoint(Integrator):
 
     def _iterate(self, problem: Problem, state: State, rule: StoppingRule) -> Equilibrium:
         vectors = Vectors(problem, state)
-        s = vectors.pack(state)
+        start = s = vectors.pack(state)
         mixing = _Mixing(self.depth, self.damping)
         sweeps = torch.zeros(problem.rows, dtype=torch.int64, device=s.device)
         step, residual = _synchronous(vectors, s, rule)
         for _ in range(rule.max_sweeps):
             # a relative residual never calls a point at zero reached, but steps as faint as this are running into it
             active = ~(residual <= rule.tolerance) & (step.abs().amax(1) > torch.finfo(s.dtype).eps ** 2)
+            active &= ~vectors.drifting(start, s)
             if not bool(active.any()) or not bool(torch.isfinite(residual).all()):
                 break
             s = torch.where(active[:, None], vectors.project(s + mixing(s, step)), s)

@@ -157,7 +157,8 @@ class _VectorField(torch.nn.Module):
         self.problem, self.rule = problem, rule
         self.vectors = Vectors(problem, state)
         self.evaluations, self.budget = 0, EVALUATIONS * rule.max_sweeps
-        self.start = self.current = self.vectors.pack(state)
+        self.start = self.current = self.stage_start = self.vectors.pack(state)
+        self.drifting = torch.zeros(problem.rows, dtype=torch.bool, device=self.start.device)
         self.goal = max(rule.tolerance, 1e-2)
         self.error, self.stage_end, self.met = 0.1 * self.goal, STAGE, False
         self.smallest = torch.finfo(self.current.dtype).eps
@@ -173,7 +174,8 @@ class _VectorField(torch.nn.Module):
         return self.field(s)
 
     def field(self, s: Tensor) -> Tensor:
-        return self.vectors.project(s + self.vectors.force(s)) - s
+        field = self.vectors.project(s + self.vectors.force(s)) - s
+        return torch.where(self.drifting[:, None], 0, field)  # what turns for ever needn't be followed
 
     def jacobian(self, s: Tensor) -> Tensor:
         """The derivative of the field, [rows, units, units], by central differences; not counted as part of a stage."""
@@ -187,6 +189,7 @@ class _VectorField(torch.nn.Module):
     def event(self, t: Tensor, s: Tensor) -> Tensor:
         """The steady-state event: leaves once the field of every sample meets the goal of this stage."""
         self.current = s
+        self.drifting |= self.vectors.drifting(self.start, s)
         if self.still(s):
             self.met = True
             raise _Leave
@@ -202,14 +205,14 @@ class _VectorField(torch.nn.Module):
             floor = self.rule.tolerance if self.goal > self.rule.tolerance else 0.0
             self.goal = max(floor, 1e-2 * self.goal)
             self.error = min(self.error, 0.1 * self.goal)
-        else:
+        elif not bool(self.vectors.turned(self.stage_start, self.current).any()):  # else it is on its way
             self.error *= 0.1
         self.error = max(self.error, self.smallest)
-        self.met, self.stage_end = False, self.evaluations + STAGE
+        self.met, self.stage_end, self.stage_start = False, self.evaluations + STAGE, self.current
 
     def finished(self) -> bool:
         """Whether there is nothing left to do: arrived, out of budget, or lost."""
         residual = self.rule.residual(self.problem.project(self.vectors.unpack(self.current)))
-        arrived = bool((residual <= self.rule.tolerance).all())
+        arrived = bool(((residual <= self.rule.tolerance) | self.drifting).all())
         self.vectors.check_bounded(self.start, self.current, FAR if arrived else LOST)
         return arrived or self.evaluations >= self.budget or not bool(torch.isfinite(residual).all())

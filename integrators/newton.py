@@ -3,7 +3,8 @@
     H d = f  on the units that no bound holds,    s <- project(s + t d),    f = -dF/ds, H = d2F/ds2
 
 H is worked out per sample, column by column, and the absolute values of its eigenvalues are used, so that d leads down
-wherever the energy curves the wrong way; t is halved until the energy falls. What it converges to is a minimum.
+wherever the energy curves the wrong way; t is halved until the energy falls. What it converges to is a minimum. No
+angle is turned by more than a quarter turn in a step, nor all of them together where that changes nothing.
 Sources: arXiv 1406.2572 (absolute eigenvalues), SIAM J. Control Optim. 20 (1982) 221 (active set).
 """
 
@@ -51,7 +52,7 @@ class Newton(Integrator):
         residual = rule.residual(state)
         sweeps = torch.zeros(problem.rows, dtype=torch.int64, device=s.device)
         for _ in range(rule.max_sweeps):
-            active = ~(residual <= rule.tolerance)
+            active = ~(residual <= rule.tolerance) & ~vectors.drifting(start, s)
             new = torch.where(active[:, None], _downhill(vectors, s, *_direction(vectors, s)), s)
             sweeps += active
             stuck, s = bool((new == s).all()), new
@@ -73,7 +74,8 @@ def _direction(vectors: Vectors, s: Vector) -> tuple[Vector, Vector]:
     both = ~(held[:, :, None] | held[:, None, :])
     values, modes = torch.linalg.eigh(torch.where(both, hessian, 0) + torch.diag_embed(held.to(s)))
     wanted = torch.einsum("rui,ru->ri", modes, torch.where(held, 0, force)) / torch.maximum(values.abs(), floor)
-    return force, torch.where(held, vectors.project(s + steepest) - s, torch.einsum("rui,ri->ru", modes, wanted))
+    direction = torch.where(held, vectors.project(s + steepest) - s, torch.einsum("rui,ri->ru", modes, wanted))
+    return force, vectors.short(vectors.unrotated(direction))
 
 
 def _downhill(vectors: Vectors, s: Vector, force: Vector, direction: Vector) -> Vector:

@@ -19,7 +19,15 @@ from physnet.graph import EnergyGraph
 from physnet.patterns import relative_to
 from physnet.reading import check_share, choose_method, read_schema
 from physnet.references import check_learning
-from physnet.schema import CostSchema, ExperimentSchema, LearnSchema, NodeSchema, RelaxSchema, TrainSchema
+from physnet.schema import (
+    CostSchema,
+    ExperimentSchema,
+    LearnSchema,
+    NodeSchema,
+    RelaxSchema,
+    SimulateSchema,
+    TrainSchema,
+)
 from physnet.sources import Source, dump_yaml, parse_source, read_source
 
 _ARROW = re.compile(r"\s*([A-Za-z]\w*)\s*->\s*([A-Za-z]\w*)\s*")
@@ -33,6 +41,7 @@ class Experiment:
         graph: the network.
         relax, learn, train: settings, with defaults filled in.
         source: the file, for the places of later errors.
+        simulate: settings of `physnet simulate`, on which no run depends.
     """
 
     graph: EnergyGraph
@@ -40,6 +49,7 @@ class Experiment:
     learn: LearnSchema
     train: TrainSchema
     source: Source = field(repr=False)
+    simulate: SimulateSchema = field(default_factory=SimulateSchema)
 
     @property
     def data(self) -> Any:
@@ -143,7 +153,7 @@ def _build(source: Source) -> Experiment:
             )
     except DeclarationError as error:
         raise source.relocate(error) from None
-    return Experiment(graph, schema.relax, schema.learn, schema.train, source)
+    return Experiment(graph, schema.relax, schema.learn, schema.train, source, schema.simulate)
 
 
 class _Builder:

@@ -147,7 +147,7 @@ class Displaced(Nudged):
 
     def energy(self, state: Mapping[str, Tensor]) -> Tensor:
         """F at the displaced state minus E at the free state, of every row."""
-        change = self.model.functions["displaced_energy"](self.parameters, self.origin, state)
+        change = self.model.functions["displaced_energy"](self.parameters, self.origin, state) + self.in_frame(state)
         return change if self.beta is None else change + self.beta * self.cost(state)
 
     def cost(self, state: Mapping[str, Tensor]) -> Tensor:

@@ -64,6 +64,11 @@ class Domain(ABC):
         return True
 
     @property
+    def period(self) -> float:
+        """By how much states differ that are the same; 0 where no two are."""
+        return 0.0
+
+    @property
     def sign(self) -> int:
         """1 if no state is negative, -1 if none is positive, else 0."""
         return 0
@@ -138,6 +143,10 @@ class Interval(Domain):
 @dataclass(frozen=True)
 class Circle(Domain):
     """Angles: states that differ by 2 pi are the same. States are kept unwrapped while they move."""
+
+    @property
+    def period(self) -> float:
+        return 2 * math.pi
 
     def project(self, x: Tensor) -> Tensor:
         return x

@@ -145,6 +145,9 @@ def _fields(graph: EnergyGraph, plan: NodePlan) -> tuple[Names, dict[sp.Symbol, 
     """Names for the internal symbols of a node, and what the fields among them stand for."""
     table, fields = _nudge(graph, plan.node), {}
     for number, field in enumerate(plan.fields, 1):
+        if field.turns:  # what the frame of the oscillators takes away: tau times their common frequency
+            table[field.fixed_symbol] = _fresh("frame", plan.node)
+            continue
         name = _fresh("h" if len(plan.fields) == 1 else f"h{number}", plan.node)
         fields[name] = tuple(
             _influence(graph.edge(source.edge), source.adjoint, source.kernel, source.function, source.neighbour)

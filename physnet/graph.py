@@ -34,6 +34,7 @@ from physnet.energy import FORMAT, Energy, load_energy, parse_encoding, parse_me
 from physnet.errors import DeclarationError, Fault, ShapeError, located
 from physnet.expressions import names, write
 from physnet.parameters import ParameterSpec
+from physnet.periodic import aperiodic
 from physnet.sharing import tie_faults, ties
 from physnet.topologies import inside
 
@@ -313,6 +314,7 @@ class EnergyGraph:
             except DeclarationError as error:
                 shape_faults.extend(error.under(*path).faults)
         faults.extend(self._target_faults())
+        faults.extend(aperiodic({node.name: node for node in self.nodes()}, self.edges(), self.costs))
         faults.extend(self._prediction_faults())
         for node in self.nodes():
             terms = [node.term, *(c.term for c in self.costs if c.node == node.name and not c.external)]

@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from physnet.branches import find_jumps
-from physnet.errors import DeclarationError, Fault, ShapeError
+from physnet.errors import DeclarationError, Fault, RelaxationError, ShapeError
 from physnet.model import EnergyModel, check_model
 from physnet.problem import Problem, Share, State
 from physnet.protocols import Protocol
 from physnet.randomness import stream
 from physnet.references import Reference, find_method, protocol_of
-from physnet.relaxation import Equilibrium, Relaxation, full_precision, initial_state, run, run_nudged
+from physnet.relaxation import DRIFT, Equilibrium, Relaxation, full_precision, initial_state, run, run_nudged
 
 
 @dataclass
@@ -207,6 +207,8 @@ class _Equilibrate(torch.autograd.Function):
         ctx: Any, ep: EquilibriumPropagation, inputs: Any, targets: Any, learns: bool, *leaves: Tensor
     ) -> Tensor:
         free = ep.settle(inputs, None if inputs else len(next(iter(targets.values()), ())))
+        if learns and any(ctx.needs_input_grad):
+            refuse_drift(free)
         wanted = ep.model.as_targets(targets, free.problem.rows)
         cost = ep.model.functions["cost"](free.problem.parameters, free.states, wanted)
         betas, coefficients = ep.protocol.phases(ep.beta, stream(ep.seed, "protocol", ep.batches))
@@ -218,6 +220,7 @@ class _Equilibrate(torch.autograd.Function):
             if ep.reference is None:
                 ctx.coefficients = coefficients
                 ctx.nudged = ep.last.nudged = run_nudged(free, wanted, betas, ep.nudged, ep.protocol.clamps)
+                refuse_drift(ctx.nudged)
                 if ep.watch and ep.batches % ep.watch == 1 % ep.watch and not ep.protocol.clamps:
                     ep.last.jumped = find_jumps(free, ctx.nudged, wanted, betas)
         return cost.mean()
@@ -241,6 +244,22 @@ class _Equilibrate(torch.autograd.Function):
         for name in set(needed) & set(model.inputs):
             found[name] = model.decode_gradient(name, values[name], found[name])
         return (None, None, None, None, *(found.get(name) for name in ctx.names))
+
+
+def refuse_drift(equilibrium: Equilibrium) -> None:
+    """Raise `RelaxationError` for states that still drift, or that nothing holds against a common rotation: a gradient
+    is one of equilibria."""
+    if equilibrium.drifting is not None and bool(equilibrium.drifting.any()):
+        raise RelaxationError(
+            f"there is no gradient: {int(equilibrium.drifting.sum())} of {equilibrium.problem.rows} samples {DRIFT}"
+        )
+    plan = equilibrium.problem.model.plan
+    for target in equilibrium.problem.model.targets.values():
+        if any(target.node in part for part in plan.rotations):
+            raise RelaxationError(
+                f"there is no gradient: the energy depends on differences of angles alone, so that nothing says where "
+                f"those of '{target.node}' are; couple it to an input, or give a unit a field such as -h*cos(x)"
+            )
 
 
 def _contrast(ctx: Any, needed: list[str], scale: Tensor) -> dict[str, Tensor]:

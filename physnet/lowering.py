@@ -27,6 +27,7 @@ from physnet.errors import DeclarationError, Fault, located
 from physnet.expressions import derivative, symbol
 from physnet.external import BETA, External, Y, target_symbol
 from physnet.graph import EnergyGraph
+from physnet.periodic import is_tilted, rotations, winding
 from physnet.separation import POST, PRE, GradientOnly, Separated, Solver, X, classify, separate
 from physnet.topologies import MAX_COLOURS, Colouring, Within, colour
 
@@ -56,12 +57,17 @@ class Source:
 
 @dataclass(frozen=True)
 class Field:
-    """h = fixed + live, which multiplies basis(x) in the energy of a node."""
+    """h = fixed + live, which multiplies basis(x) in the energy of a node.
+
+    Arguments:
+        turns: whether it is the drive that a frame takes away which turns with the oscillators; `Problem` finds it.
+    """
 
     index: int
     basis: sp.Expr
     fixed: tuple[Source, ...]
     live: tuple[Source, ...]
+    turns: bool = False
 
     @property
     def fixed_symbol(self) -> sp.Symbol:
@@ -74,7 +80,8 @@ class Field:
     @property
     def value(self) -> sp.Expr:
         """fixed + live, without the one that is absent."""
-        present = [s for s, sources in ((self.fixed_symbol, self.fixed), (self.live_symbol, self.live)) if sources]
+        given = self.fixed or self.turns
+        present = [s for s, sources in ((self.fixed_symbol, given), (self.live_symbol, self.live)) if sources]
         return cast(sp.Expr, sp.Add(*present))
 
 
@@ -171,6 +178,7 @@ class Plan:
         nudged_blocks: the same, in the order in which the nudge reaches them.
         ties: the tensors that tied parameters stand for.
         penalties: the regularisers, by owner.
+        rotations: sets of nodes whose energy a common rotation leaves as it is, up to drives.
     """
 
     graph: EnergyGraph
@@ -180,6 +188,7 @@ class Plan:
     nudged_blocks: tuple[Block, ...]
     ties: dict[str, str]
     penalties: tuple[Penalty, ...]
+    rotations: tuple[tuple[str, ...], ...] = ()
 
     @property
     def external(self) -> tuple[External, ...]:
@@ -200,6 +209,11 @@ class Plan:
     def winners_move(self) -> bool:
         """Whether a free node decides the winners of an edge that selects."""
         return any(plan.selects and plan.edge.pre in self.nodes for plan in self.edges.values())
+
+    @cached_property
+    def winding(self) -> float:
+        """By how many turns angles can be apart that are locked."""
+        return winding(self.graph)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -241,11 +255,13 @@ def lower(graph: EnergyGraph) -> Plan:
     graph.validate()
     edges = {edge.name: EdgePlan(edge, _separate(edge)) for edge in graph.edges()}
     order = _signal_order(graph, {node.name for node in graph.nodes() if not node.free})
-    nodes = {name: _plan_node(graph, graph.node(name), edges) for name in order}
+    rotating = rotations(graph)
+    turning = {name for part in rotating if any(is_tilted(graph.node(item)) for item in part) for name in part}
+    nodes = {name: _plan_node(graph, graph.node(name), edges, name in turning) for name in order}
     blocks = _blocks(graph, [part for node in nodes.values() for part in node.parts])
     backward = _signal_order(graph, {cost.node for cost in graph.costs})
     nudged_blocks = tuple(sorted(blocks, key=lambda block: min(backward.index(part.node) for part in block)))
-    return Plan(graph, nodes, edges, blocks, nudged_blocks, graph.ties(), tuple(graph.penalties()))
+    return Plan(graph, nodes, edges, blocks, nudged_blocks, graph.ties(), tuple(graph.penalties()), rotating)
 
 
 def _separate(edge: Edge) -> tuple[Separated, ...] | None:
@@ -274,8 +290,10 @@ def _refuse_selection(separated: tuple[Separated, ...] | None, path: tuple[str, 
         raise DeclarationError(Fault(message, "such as -w*pre*post; or use avg_pool2d", path))
 
 
-def _plan_node(graph: EnergyGraph, node: Node, edges: dict[str, EdgePlan]) -> NodePlan:
+def _plan_node(graph: EnergyGraph, node: Node, edges: dict[str, EdgePlan], turns: bool) -> NodePlan:
     fields = _fields(graph, node, edges)
+    if turns:
+        fields = (*fields, Field(len(fields), X, (), (), turns=True))
     mixed = tuple(
         name for name, plan in edges.items() if plan.separated is None and node.name in (plan.edge.pre, plan.edge.post)
     )

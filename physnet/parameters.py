@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-DRAWS = ("uniform", "normal", "zeros", "ones")
+DRAWS = ("uniform", "normal", "evenly", "zeros", "ones")
+TWO = {"uniform": "uniform(lo, hi)", "normal": "normal(mean, std)", "evenly": "evenly(lo, hi)"}
+"""How draws of two numbers are written."""
 NODE_SHAPES = ("unit", "channel", "scalar")
 EDGE_SHAPES = ("connection", "scalar")
 
@@ -31,8 +33,9 @@ class ParameterSpec:
         name: the symbol in the energy.
         on: `node` or `edge`.
         shape: `unit`, `channel` or `scalar` on nodes; `connection` (the connection's own) or `scalar` on edges.
-        init: an expression over `uniform(lo, hi)`, `normal(mean, std)`, `zeros`, `ones`, `fan_in`, `fan_out`, and the
-            names in `constants`.
+        init: an expression over `uniform(lo, hi)`, `normal(mean, std)`, `evenly(lo, hi)` (the middles of as many equal
+            parts as there are entries, in their order), `zeros`, `ones`, `fan_in`, `fan_out`, and the names in
+            `constants`.
         constants: numbers that `init` uses, such as `gain`, which nodes and edges may override.
         constraint: an interval that the parameter is projected to after each step, or `None`.
         frozen: whether training leaves it alone.
@@ -96,8 +99,8 @@ class ParameterSpec:
             )
         for call in parsed.atoms(sp.core.function.AppliedUndef):
             function, count = call.func.__name__, len(call.args)
-            if (function in ("uniform", "normal") and count != 2) or (function in ("zeros", "ones") and count):
-                usage = {"uniform": "uniform(lo, hi)", "normal": "normal(mean, std)"}.get(function, function)
+            if count != (2 if function in TWO else 0):
+                usage = TWO.get(function, function)
                 raise DeclarationError(Fault(f"{function} has {count} arguments", f"write {usage}", value=text))
         return parsed
 
@@ -158,6 +161,9 @@ class ParameterSpec:
             arguments = [evaluate(argument) for argument in node.args]
             if isinstance(node, sp.core.function.AppliedUndef):
                 first, second = arguments
+                if node.func.__name__ == "evenly":
+                    count = max(math.prod(shape), 1)
+                    return first + (second - first) * ((torch.arange(count).double() + 0.5) / count).view(shape)
                 if node.func.__name__ == "uniform":
                     return first + (second - first) * torch.rand(shape, generator=generator, dtype=torch.float64)
                 return first + second * torch.randn(shape, generator=generator, dtype=torch.float64)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from physnet import phases
 from physnet.learning import EquilibriumPropagation
 from physnet.nudging import nudge
 from physnet.problem import Problem, State
@@ -25,7 +26,10 @@ if TYPE_CHECKING:
     from physnet.training import Metrics
 
 FREE, NUDGED, TEST, VALIDATION = "#1b6ca8", "#c8553d", "#3a7d44", "#7d5ba6"
+ACROSS = 4
+"""Panels of a figure side by side."""
 MAX_SWEEPS, FLOOR = 60, 1e-10
+TIME = "time / unit of tau"
 NODES, UNITS = 4, 40
 """How many nodes, and how many units of each, a picture of a simulation shows."""
 
@@ -130,35 +134,52 @@ def learning_curve(metrics: Sequence[Metrics], path: str | Path) -> Path:
 
 @torch.no_grad()
 def simulation_picture(trajectory: Trajectory, path: str | Path) -> Path:
-    """Draw energy and residual of every sample against time, and for every free node some states of the first sample.
+    """Draw energy and residual of every sample against time, and for every free node some states of the first sample;
+    of oscillators also the order parameter and the last phases.
 
     Arguments:
         trajectory: what `simulate` returned.
         path: where to write the picture; the suffix chooses the format.
     """
-    shown = list(trajectory.states)[:NODES]
-    figure, axes = _figure(2 + len(shown), "How the network moves in time")
+    shown, angular = list(trajectory.states)[:NODES], trajectory.angles[:NODES]
+    figure, axes = _figure(2 + len(shown) + bool(angular) + len(angular), "How the network moves in time")
     times = trajectory.times.cpu().numpy()
-    gap = trajectory.energy - trajectory.equilibrium.energy
-    for axis, values, title in (
-        (axes[0], gap, "energy above equilibrium"),
-        (axes[1], trajectory.residual, "relative residual"),
-    ):
-        values = torch.where(values > FLOOR, values, torch.nan).cpu().numpy()
-        axis.semilogy(times, values, color=FREE, alpha=0.5, linewidth=0.9)
-        axis.set(title=title, xlabel="time")
+    _energy_in_time(axes[0], trajectory)
+    residual = torch.where(trajectory.residual > FLOOR, trajectory.residual, torch.nan).cpu().numpy()
+    axes[1].semilogy(times, residual, color=FREE, alpha=0.5, linewidth=0.9)
+    axes[1].set(title="relative residual", xlabel=TIME)
     slowest = float(trajectory.settling_time.max())
     if math.isfinite(slowest):
-        for axis in axes:
+        for axis in axes[: 2 + len(shown)]:
             axis.axvline(slowest, color=NUDGED, linewidth=1, linestyle=":")
         axes[1].text(slowest, 0.98, " last one settled", color=NUDGED, size=8, transform=axes[1].get_xaxis_transform(),
                      va="top")  # fmt: skip
-    for axis, node in zip(axes[2:], shown, strict=True):
-        values = trajectory.wrapped(node)[:, 0].flatten(1)[:, :UNITS]
-        jumps = values.diff(dim=0, prepend=values[:1]).abs() > math.pi  # an angle that goes on at the other end
-        axis.plot(times, torch.where(jumps, torch.nan, values).cpu().numpy(), linewidth=1)
-        axis.set(title=f"states of '{node}', one sample", xlabel="time")
+    for axis, node in zip(axes[2:], shown, strict=False):
+        if node in trajectory.angles:
+            phases.against_time(axis, trajectory, node)
+            continue
+        axis.plot(times, trajectory[node][:, 0].flatten(1)[:, :UNITS].cpu().numpy(), linewidth=1)
+        axis.set(title=f"states of '{node}', one sample", xlabel=TIME)
+    if angular:
+        phases.order_parameter(axes[2 + len(shown)], trajectory, FREE)
+    for axis, node in zip(axes[3 + len(shown) :], angular, strict=False):
+        last = trajectory.wrapped(node, turning=True)[-1, 0].cpu().numpy()
+        phases.pattern(axis, trajectory.equilibrium.problem.model.graph, node, last)
+        axis.set(title=f"last phases of '{node}', one sample")
     return _save(figure, path)
+
+
+def _energy_in_time(axis: Any, trajectory: Trajectory) -> None:
+    """Above the equilibrium, on a logarithmic scale; as it is, where a sample has none."""
+    times = trajectory.times.cpu().numpy()
+    if bool(trajectory.equilibrium.converged.all()) and bool(trajectory.converged.all()):
+        gap = trajectory.energy - trajectory.equilibrium.energy
+        values = torch.where(gap > FLOOR, gap, torch.nan).cpu().numpy()
+        axis.semilogy(times, values, color=FREE, alpha=0.5, linewidth=0.9)
+        axis.set(title="energy above equilibrium", xlabel=TIME)
+        return
+    axis.plot(times, trajectory.energy.cpu().numpy(), color=FREE, alpha=0.5, linewidth=0.9)
+    axis.set(title="energy" + " in the turning frame" * any(trajectory.frame.values()), xlabel=TIME)
 
 
 def sweep_picture(summary: Sequence[Mapping[str, Any]], keys: Sequence[str], metric: str, path: str | Path) -> Path:
@@ -198,8 +219,14 @@ def _figure(panels: int, title: str) -> tuple[Figure, Any]:
     mpl.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, panels, figsize=(4.6 * panels, 3.6), layout="constrained", squeeze=False)
-    axes = axes[0]
+    across = panels if panels <= ACROSS else -(-panels // -(-panels // ACROSS))
+    down = -(-panels // across)
+    figure, grid = pyplot.subplots(
+        down, across, figsize=(4.6 * across, 3.6 * down), layout="constrained", squeeze=False
+    )
+    axes = grid.ravel()[:panels]
+    for axis in grid.ravel()[panels:]:
+        axis.set_axis_off()
     figure.suptitle(title)
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)

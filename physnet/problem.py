@@ -18,7 +18,7 @@ from torch import Tensor
 from physnet.domains import Domain
 from physnet.errors import RelaxationError
 from physnet.layout import arranged, repeat
-from physnet.lowering import Block, Part
+from physnet.lowering import Block, Field, Part
 from physnet.separation import GradientOnly
 
 if TYPE_CHECKING:
@@ -162,7 +162,51 @@ class Problem:
 
     def _fixed_fields(self) -> dict[str, dict[int, Tensor]]:
         seed = self.clamped or {"": self.like}
-        return {name: self.model.functions[f"fixed_{name}"](self.parameters, seed) for name in self.model.free}
+        fixed = {name: self.model.functions[f"fixed_{name}"](self.parameters, seed) for name in self.model.free}
+        plan = self.model.plan
+        for nodes in plan.rotations:
+            for name in nodes:
+                for field in (field for field in self._fields(name) if field.turns):
+                    shape = (1,) * (1 + len(self._shape(name)))
+                    fixed[name][field.index] = self._tau(name) * self._frame(nodes, fixed).view(shape)
+        return fixed
+
+    def _tau(self, node: str) -> float:
+        return self.model.plan.nodes[node].node.tau
+
+    def _frame(self, nodes: tuple[str, ...], fixed: Mapping[str, Mapping[int, Tensor]]) -> Tensor:
+        """The frequency at which coupled oscillators turn together, a scalar:  sum of drives / sum of tau.
+
+        Couplings exert no force on all of them together, so that this is the force at any state.
+        """
+        still = {node: {**fixed[node]} for node in nodes}
+        for node in nodes:
+            still[node] |= {field.index: self.like.new_zeros(()) for field in self._fields(node) if field.turns}
+        drive, inertia = self.like.new_zeros((), dtype=torch.float64), 0.0
+        state = {**self.clamped, **self.zero()}
+        for node in nodes:
+            force = self.model.functions[f"force_{node}__free"](self.parameters, state, still, {}, 0.0)
+            drive = drive + force.expand_as(state[node])[0].double().sum()
+            inertia += self._tau(node) * state[node][0].numel()
+        return (drive / inertia).to(self.like.dtype)
+
+    def _fields(self, node: str) -> tuple[Field, ...]:
+        return self.model.plan.nodes[node].fields
+
+    @cached_property
+    def turning(self) -> dict[str, Tensor]:
+        """By node that turns freely, the drive that the co-rotating frame takes away: tau times its frequency."""
+        return {
+            node: self.fixed[node][field.index][:1]
+            for nodes in self.model.plan.rotations
+            for node in nodes
+            for field in self._fields(node)
+            if field.turns
+        }
+
+    def in_frame(self, state: Mapping[str, Tensor]) -> Tensor | float:
+        """What the co-rotating frame adds to the energy of every row: the frequency times the sum of tau x."""
+        return sum(((drive * state[node]).flatten(1).sum(1) for node, drive in self.turning.items()), 0.0)
 
     # ---------------------------------------------------------------- states
 
@@ -198,8 +242,8 @@ class Problem:
     # ---------------------------------------------------------------- the energy and what follows from it
 
     def energy(self, state: Mapping[str, Tensor]) -> Tensor:
-        """F = E + beta C of every row, [rows]."""
-        energy = self.model.functions["energy"](self.parameters, {**self.clamped, **state})
+        """F = E + beta C of every row, [rows]; of oscillators that turn freely, in the frame that turns with them."""
+        energy = self.model.functions["energy"](self.parameters, {**self.clamped, **state}) + self.in_frame(state)
         return energy if self.beta is None else energy + self.beta * self.cost(state)
 
     def cost(self, state: Mapping[str, Tensor]) -> Tensor:

@@ -30,12 +30,17 @@ from physnet.nudging import nudge
 from physnet.problem import Problem, Share, State
 from physnet.randomness import stream
 from physnet.registry import Registry, subclass_of
-from physnet.stopping import StoppingRule
+from physnet.stopping import StoppingRule, angles, drifting
 
 if TYPE_CHECKING:
     from physnet.model import EnergyModel
 
 INITIAL = ("zero", "forward", "random", "previous")
+
+DRIFT = (
+    "drift: some of their angles keep turning, since their drives lie outside of the locking range; use stronger "
+    "couplings or natural frequencies that are nearer to each other, or follow them in time with simulate"
+)
 
 # Tolerances on the relative residual. A nudged phase is judged by its displacement from the free state, which shrinks
 # with beta, so that the same number serves every beta.
@@ -90,6 +95,7 @@ class Equilibrium:
         problem: what was relaxed; gives energies, forces and costs.
         displacement: of a nudged phase: how far it is from the free equilibrium, to the last digit.
         displaced: of a nudged phase: the problem in displacements.
+        drifting: per row, whether angles keep turning, outside of the locking range; `None` where no state is one.
     """
 
     states: State
@@ -101,6 +107,7 @@ class Equilibrium:
     reason: str = ""
     displacement: State = field(default_factory=dict)
     displaced: Nudged | None = None
+    drifting: Bool[Tensor, " rows"] | None = None
 
     @property
     def energy(self) -> Float[Tensor, " rows"]:
@@ -376,6 +383,8 @@ def run(problem: Problem, state: State, settings: Relaxation, *, quiet: bool = F
     rule = StoppingRule(problem, settings.tolerance or default, settings.max_sweeps)
     with torch.no_grad(), full_precision(problem.like.device):
         result = replace(chosen.relax(problem, state, rule), reason=reason)
+        if angles(problem):
+            result.drifting = drifting(problem, state, result.states) & ~result.converged
     _judge(result, rule, quiet)
     return result
 
@@ -415,7 +424,12 @@ def _judge(result: Equilibrium, rule: StoppingRule, quiet: bool) -> None:
         )
     if quiet:
         return
-    missing = int((~result.converged).sum())
+    drifts = 0 if result.drifting is None else int(result.drifting.sum())
+    if drifts:
+        warnings.warn(f"{drifts} of {len(result.converged)} samples {DRIFT}", RelaxationWarning, stacklevel=3)
+    missing = int((~result.converged).sum()) - drifts
+    if not missing:
+        return
     warnings.warn(
         f"{missing} of {len(result.converged)} samples have not converged with '{result.integrator}' after "
         f"{int(result.sweeps.max())} sweeps: residual {float(result.residual.max()):.2g}, "

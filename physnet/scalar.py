@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -13,6 +14,8 @@ from physnet.errors import RelaxationError
 
 States = Num[Tensor, " rows *node"]
 MAX_ITERATIONS = 100
+ROUNDING = 1e-4
+"""What part of a turn may be lost to rounding, of angles that have turned often."""
 TRUSTED = 8
 """Newton steps after which they have to halve each time: along an exponential all of them are equally long."""
 
@@ -64,7 +67,8 @@ def minimise(
     is large, the step is one that grows; where a step leaves the bracket, it is a bisection, or lands on the bound of
     the domain. Newton steps that don't shrink, as on the far slope of an exponential, give way to such steps too. A
     unit whose energy would have risen stays; one that finds no minimum, or leaves the region in which its energy is
-    defined, becomes infinite or NaN.
+    defined, becomes infinite or NaN. On a circle steps stay short, so that a unit finds the well in which it is; one
+    that meets no minimum within a turn, since its drive is stronger than what holds it, goes on turning (`_onward`).
 
     Arguments:
         energy: E(x), elementwise; `None` for a small displacement, which stays in its well.
@@ -74,16 +78,19 @@ def minimise(
     """
     if start.is_complex():
         return _stationary(slopes, start)
-    lo, hi = domain.bounds(start)
+    lo, hi = (start - domain.period, start + domain.period) if domain.period else domain.bounds(start)
     a = torch.as_tensor(lo, dtype=start.dtype, device=start.device).expand_as(start)
     b = torch.as_tensor(hi, dtype=start.dtype, device=start.device).expand_as(start)
     x, reach = start, torch.full_like(start, 0.5)
-    end = change = torch.zeros_like(start)
+    end = change = steepest = torch.zeros_like(start)
     a_seen, b_seen = (torch.zeros_like(start, dtype=torch.bool) for _ in range(2))
     # a displacement has no scale of its own: only its relative change tells that it has arrived
     tolerance, unit = (4 * torch.finfo(start.dtype).eps, 1) if energy else (16 * torch.finfo(start.dtype).eps, 0)
     for iteration in range(MAX_ITERATIONS):
         slope, curvature = (torch.as_tensor(value, dtype=x.dtype, device=x.device) for value in slopes(x))
+        if domain.period:
+            steepest = torch.maximum(steepest, curvature.abs())
+            slope = torch.where((slope == 0) & (curvature < 0), -torch.finfo(x.dtype).tiny, slope)  # on top of a hill
         uphill = slope > 0
         a, b = torch.where(uphill, a, x), torch.where(uphill, x, b)
         a_seen, b_seen = a_seen | ~uphill, b_seen | uphill
@@ -93,7 +100,7 @@ def minimise(
         if iteration > TRUSTED:
             usable &= (newton - x).abs() <= torch.maximum(change / 2, tolerance * (unit + x.abs()))
         step = torch.where(usable, newton, torch.where(uphill, x - reach, x + reach))
-        reach = torch.where(usable, reach, 2 * reach)
+        reach = reach if domain.period else torch.where(usable, reach, 2 * reach)
         # a step that passes an end of the bracket lands on it the first time, when it is a bound of the domain
         end, seen = torch.where(uphill, a, b), torch.where(uphill, a_seen, b_seen)
         beyond = torch.where(uphill, step <= end, step >= end)
@@ -107,10 +114,22 @@ def minimise(
         x = torch.where(torch.isinf(end) & (change > tolerance * (unit + x.abs())), end, x)
     if energy is None:
         return x
+    if domain.period:
+        within = (x - start).abs() < (1 - ROUNDING) * domain.period
+        return torch.where(within, x, _onward(slopes, start, steepest))
     noise = 8 * torch.finfo(start.dtype).eps
     before, after = energy(start), energy(x)
     result = torch.where((after <= before + noise * (1 + before.abs())) | before.isnan(), x, start)
     return torch.where(after.isnan(), after, result)  # a unit that stayed where it is would pass for an equilibrium
+
+
+def _onward(
+    slopes: Callable[[Tensor], tuple[Tensor | float, Tensor | float]], start: States, steepest: Tensor
+) -> States:
+    """A step of a unit that nothing holds: as a force that grows by the largest curvature would make it, and at most a
+    quarter turn. All the way the energy falls, and the step is as short as the unit is nearly held."""
+    slope, _ = slopes(start)
+    return start - (slope / steepest.clamp_min(torch.finfo(start.dtype).tiny)).clamp(-math.pi / 2, math.pi / 2)
 
 
 def _stationary(slopes: Callable[[Tensor], tuple[Tensor | float, Tensor | float]], start: States) -> States:

@@ -153,6 +153,17 @@ class TrainSchema(_Strict):
     tensorboard: bool = False
 
 
+class SimulateSchema(_Strict):
+    """How `physnet simulate` follows the network in time; learning doesn't depend on it."""
+
+    duration: float | None = Field(default=None, gt=0, description="in the unit of tau; default: until all has settled")
+    times: int = Field(default=101, ge=2, description="how many times are recorded")
+    samples: int = Field(default=8, ge=1, description="test samples, or random starts where there is no input")
+    accuracy: float = Field(default=1e-6, ge=1e-13, lt=1, description="relative error of a step")
+    method: Literal["dopri5", "LSODA", "BDF", "Radau"] = "dopri5"
+    animate: bool = Field(default=False, description="whether to write an animation of the phases of oscillators")
+
+
 class ExperimentSchema(_Strict):
     """A whole experiment: a network, how it learns, and what it is trained on."""
 
@@ -166,6 +177,7 @@ class ExperimentSchema(_Strict):
     relax: RelaxSchema = Field(default_factory=lambda: RelaxSchema())
     learn: LearnSchema = Field(default_factory=lambda: LearnSchema())
     train: TrainSchema = Field(default_factory=lambda: TrainSchema())
+    simulate: SimulateSchema = Field(default_factory=lambda: SimulateSchema())
 
 
 def keys_at(path: tuple[str | int, ...]) -> list[str]:

@@ -18,6 +18,8 @@ from physnet.errors import DataError, DeclarationError
 from physnet.terminal import File, Set, changes, console
 
 if TYPE_CHECKING:
+    from physnet.declaration import Experiment
+    from physnet.model import EnergyModel
     from physnet.simulation import Trajectory
     from physnet.sweeping import Run
     from physnet.training import Trainer
@@ -43,40 +45,82 @@ def draw(
 def simulate(
     file: Annotated[Path, typer.Argument(help="an experiment in YAML, or the folder of a run", show_default=False)],
     change: Set = None,
-    duration: Annotated[float | None, typer.Option(help="how long; default: until every sample has settled")] = None,
-    samples: Annotated[int, typer.Option(min=1, help="test samples to use")] = 8,
+    duration: Annotated[float | None, typer.Option(help="how long; default: as declared, or until settled")] = None,
+    samples: Annotated[int | None, typer.Option(min=1, help="test samples, or random starts; default: 8")] = None,
     nudged: Annotated[bool, typer.Option("--nudged", help="from the free equilibrium, nudged by learn.beta")] = False,
     folder: Annotated[Path | None, typer.Option("--out", help="folder for the files; default: in runs/")] = None,
 ) -> None:
-    """Follow a network in true time, tau dx/dt = -dF/dx: settling times, energy, residual, states."""
-    trainer = _trainer(file, change)
+    """Follow a network in true time, tau dx/dt = -dF/dx: settling times, energy, residual, states; of oscillators
+    phases, order parameter and frequencies."""
+    experiment, model, test = _network(file, change, nudged)
     from physnet.plots import simulation_picture
     from physnet.simulation import Simulation
     from physnet.simulation import simulate as follow
 
-    experiment, model = trainer.experiment, trainer.energy
-    batch = trainer.test.first(samples)
-    initial = experiment.relax.initial
-    settings = Simulation(duration, initial="zero" if initial == "previous" else initial)
+    declared, initial = experiment.simulate, experiment.relax.initial
+    rows = samples or declared.samples
+    batch = test.first(rows) if test is not None else {}
+    settings = Simulation(
+        duration or declared.duration, declared.times, "zero" if initial == "previous" else initial,
+        accuracy=declared.accuracy, method=declared.method,
+    )  # fmt: skip
     target = {name: batch[name] for name in model.targets} if nudged else None
     beta = experiment.learn.beta if nudged else None
     inputs = {name: batch[name] for name in model.inputs}
-    rows = None if inputs else len(next(iter(batch.values())))
+    rows = None if inputs else len(next(iter(batch.values()))) if batch else rows
     seed = experiment.train.seed
     path = follow(model, settings, target=target, beta=beta, start=None, rows=rows, seed=seed, **inputs)
     name = experiment.graph.name or file.stem
     where = _folder(folder or Path("runs") / f"{name}-simulation")
     console.print(_settling_table(path, f"{name}{f', nudged, beta = {experiment.learn.beta:g}' if nudged else ''}"))
-    table = [
-        {"time": time, "sample": sample, "energy": energy, "residual": residual}
-        for time, energies, residuals in zip(
-            path.times.tolist(), path.energy.tolist(), path.residual.tolist(), strict=True
-        )
-        for sample, (energy, residual) in enumerate(zip(energies, residuals, strict=True))
+    _write_csv(where / "simulation.csv", _in_time(path))
+    files = {"numbers": where / "simulation.csv"}
+    if path.angles:
+        _write_csv(where / "oscillators.csv", _oscillators(path))
+        files["oscillators"] = where / "oscillators.csv"
+    files["picture"] = simulation_picture(path, where / "simulation.png")
+    if path.angles and declared.animate:
+        from physnet.phases import animation
+
+        files["animation"] = animation(path, where / "phases.gif")
+    for kind, file in files.items():
+        console.print(f"{kind:<11}  {file}", highlight=False)
+
+
+def _in_time(path: Trajectory) -> list[dict[str, Any]]:
+    """One row for every time and sample."""
+    columns = {"energy": path.energy, "residual": path.residual}
+    if path.angles:
+        columns["order"] = path.order()
+    values = {name: column.tolist() for name, column in columns.items()}
+    return [
+        {"time": time, "sample": sample, **{name: column[number][sample] for name, column in values.items()}}
+        for number, time in enumerate(path.times.tolist())
+        for sample in range(path.energy.shape[1])
     ]
-    _write_csv(where / "simulation.csv", table)
-    picture = simulation_picture(path, where / "simulation.png")
-    console.print(f"numbers  {where / 'simulation.csv'}\npicture  {picture}", highlight=False)
+
+
+def _oscillators(path: Trajectory) -> list[dict[str, Any]]:
+    """One row for every oscillator of every sample: its last phase, and its frequency over the second half."""
+    rows: list[dict[str, Any]] = []
+    for node in path.angles:
+        phases, frequencies = path.wrapped(node)[-1].flatten(1).tolist(), path.frequencies(node).flatten(1).tolist()
+        for sample, pair in enumerate(zip(phases, frequencies, strict=True)):
+            for unit, (phase, frequency) in enumerate(zip(*pair, strict=True)):
+                rows.append({"node": node, "unit": unit, "sample": sample, "phase": phase, "frequency": frequency})
+    return rows
+
+
+def _network(file: Path, change: list[str] | None, nudged: bool) -> tuple[Experiment, EnergyModel, Any]:
+    """The network, trained if a run is given, and its test data, if it takes any."""
+    if not file.is_dir():
+        experiment = load_experiment(file, changes([*(change or []), "train.dtype=float64", "train.precision=null"]))
+        if not nudged and all(node.free for node in experiment.graph.nodes()):
+            from physnet.model import compile_energy
+
+            return experiment, compile_energy(experiment.graph, experiment.train.seed).double(), None
+    trainer = _trainer(file, change)
+    return trainer.experiment, trainer.energy, trainer.test
 
 
 def _trainer(file: Path, change: list[str] | None) -> Trainer:
@@ -95,12 +139,17 @@ def _trainer(file: Path, change: list[str] | None) -> Trainer:
 
 def _settling_table(path: Trajectory, title: str) -> Table:
     table = Table(title=escape(title), caption=f"{float(path.times[-1]):g} units of time, as in tau")
-    for column in ("sample", "settling time", "residual", "energy"):
+    order = [path.order()[-1].tolist()] if path.angles else []
+    for column in ("sample", "settling time", "residual", "energy", *["order parameter"] * len(order)):
         table.add_column(column, justify="right")
-    columns = [path.settling_time.tolist(), path.residual[-1].tolist(), path.energy[-1].tolist()]
+    columns = [path.settling_time.tolist(), path.residual[-1].tolist(), path.energy[-1].tolist(), *order]
+    lost = path.equilibrium.drifting
+    drifting = [] if lost is None else lost.tolist()
 
-    def add(name: object, time: float, residual: float, energy: float) -> None:
-        table.add_row(str(name), f"{time:.4g}" if math.isfinite(time) else "later", f"{residual:.1e}", f"{energy:.6g}")
+    def add(name: object, time: float, residual: float, energy: float, *order: float) -> None:
+        never = "never: drifts" if isinstance(name, int) and drifting and drifting[name] else "later"
+        numbers = f"{time:.4g}" if math.isfinite(time) else never, f"{residual:.1e}", f"{energy:.6g}"
+        table.add_row(str(name), *numbers, *(f"{value:.4f}" for value in order))
 
     for sample, numbers in list(enumerate(zip(*columns, strict=True)))[:SHOWN]:
         add(sample, *numbers)

@@ -4,6 +4,7 @@
 
 A unit at a bound that its force pushes outwards stays there; everything else moves with the velocity that energy and
 time constants give. Integrators of `relax` may take any way to an equilibrium; this is the way that the device takes.
+Oscillators that nothing outside holds are followed in the frame that turns with them, and their angles given at rest.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import copy
 import math
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool, Float
@@ -23,6 +24,7 @@ from physnet.errors import DeclarationError, Fault, RelaxationError, RelaxationW
 from physnet.model import EnergyModel
 from physnet.problem import Problem, State
 from physnet.relaxation import Equilibrium, Relaxation, StoppingRule, blame_data, free_start, full_precision, run
+from physnet.stopping import angles, drifting
 
 STIFF = ("LSODA", "BDF", "Radau")
 """Methods of SciPy; for small networks whose time constants lie far apart."""
@@ -77,11 +79,12 @@ class Trajectory:
     Arguments:
         times: [times], from 0, in the declaration's unit of time.
         states: free states by node, [times, rows, *node]. Angles are unwrapped, so that they never jump.
-        energy: F, [times, rows]; it never rises.
+        energy: F, [times, rows]; it never rises. Of oscillators that turn freely, in the frame that turns with them.
         residual: relative residual as in `relax`, [times, rows].
         settling_time: per row, when it had settled for good; infinite where it has not.
         converged: per row, whether it has settled.
         equilibrium: what `relax` finds from the last state on; settling is measured by it.
+        frame: of nodes of oscillators that turn freely, the frequency of the frame that turns with them.
     """
 
     times: Float[Tensor, " times"]
@@ -91,13 +94,55 @@ class Trajectory:
     settling_time: Float[Tensor, " rows"]
     converged: Bool[Tensor, " rows"]
     equilibrium: Equilibrium
+    frame: Mapping[str, float] = field(default_factory=dict)
 
     def __getitem__(self, node: str) -> Tensor:
         return self.states[node]
 
-    def wrapped(self, node: str) -> Tensor:
-        """The states of a node in their canonical form: angles in [-pi, pi)."""
-        return self.equilibrium.problem.domain(node).wrap(self.states[node])
+    def wrapped(self, node: str, *, turning: bool = False) -> Tensor:
+        """The states of a node in their canonical form: angles in [-pi, pi).
+
+        Arguments:
+            node: its name.
+            turning: whether as seen from the frame that turns with its oscillators.
+        """
+        states = self.states[node]
+        if turning and node in self.frame:
+            states = states - self.frame[node] * self.times.view(-1, *(1,) * (states.dim() - 1))
+        return self.equilibrium.problem.domain(node).wrap(states)
+
+    @property
+    def angles(self) -> tuple[str, ...]:
+        """The nodes whose states are angles."""
+        return angles(self.equilibrium.problem)
+
+    def order(self, node: str | None = None) -> Float[Tensor, "times rows"]:
+        """The order parameter  |mean over units of exp(i x)|  of a node, or of all angles together: 1 in synchrony.
+
+        Raises:
+            DeclarationError: if the states of that node, or of all, are no angles.
+        """
+        nodes = self.angles if node is None else self._angular(node)
+        if not nodes:
+            raise DeclarationError("no state of this network is an angle", "order parameters are for the domain circle")
+        x = torch.cat([self.states[name].flatten(2) for name in nodes], 2)
+        return torch.polar(torch.ones_like(x), x).mean(2).abs()
+
+    def frequencies(self, node: str) -> Float[Tensor, " rows *node"]:
+        """The frequency of every oscillator, its mean velocity over the second half:  (x(T) - x(T/2)) / (T/2).
+
+        Raises:
+            DeclarationError: if the states of the node are no angles.
+        """
+        (node,) = self._angular(node)
+        half = len(self.times) // 2
+        return (self.states[node][-1] - self.states[node][half]) / (self.times[-1] - self.times[half])
+
+    def _angular(self, node: str) -> tuple[str, ...]:
+        if node not in self.angles:
+            fix = f"such nodes are {', '.join(self.angles) or 'those with the domain circle'}"
+            raise DeclarationError(f"the states of '{node}' are no angles", fix)
+        return (node,)
 
 
 def simulate(
@@ -154,7 +199,7 @@ def _follow(motion: _Motion) -> Trajectory:
         grid = torch.linspace(begin, end, settings.times, dtype=torch.float64)
         times.append(grid[1:])
         path.append(motion.integrate(grid)[1:])
-        equilibrium = _rest(problem, motion.state(path[-1][-1]), rule)
+        equilibrium = _rest(problem, motion, rule)
         end = motion.nearest(equilibrium.states)
         # judged here, not where `relax` left it: an angle that runs away looks still once it is huge
         resting = rule.residual(end) <= 1e-2 * settings.within
@@ -174,18 +219,25 @@ def _follow(motion: _Motion) -> Trajectory:
         )
     return Trajectory(
         times=clock.to(distance),
-        states={name: torch.stack([state[name] for state in states]) for name in states[0]},
+        states={name: motion.at_rest(name, torch.stack([s[name] for s in states]), clock) for name in states[0]},
         energy=torch.stack([problem.energy(state) for state in states]),
         residual=torch.stack([rule.residual(state) for state in states]),
         settling_time=settled,
         converged=settled.isfinite(),
         equilibrium=equilibrium,
+        frame=motion.frame,
     )
 
 
-def _rest(problem: Problem, state: State, rule: StoppingRule) -> Equilibrium:
-    """The equilibrium that a state leads to; the state itself, not converged, where there is none: what runs away is a
-    result of a simulation, too."""
+def _rest(problem: Problem, motion: _Motion, rule: StoppingRule) -> Equilibrium:
+    """The equilibrium that a batch moves to; where it is, not converged, if there is none: what drifts or runs away is
+    a result of a simulation, too."""
+    state = motion.state(motion.moved)
+    lost = drifting(problem, motion.start, state)
+    if bool(lost.all()):
+        residual = rule.residual(state)
+        never = torch.zeros(problem.rows, dtype=torch.int64, device=residual.device)
+        return Equilibrium(state, residual, never, never > 0, "none", problem, "all samples drift", drifting=lost)
     try:
         return run(problem, state, Relaxation(), quiet=True)
     except RelaxationError as error:
@@ -233,6 +285,7 @@ class _Motion:
         self.tau = {name: problem.model.graph.node(name).tau for name in start}
         self.unit = max(self.tau.values())
         self.moved = torch.zeros_like(self._pack(start))
+        self.frame = {name: float(drive) / self.tau[name] for name, drive in problem.turning.items()}
         self.evaluations = 0
         ahead = [float(step.abs().max()) for step in problem.step(start).values()]
         self.scale = max((step for step in ahead if math.isfinite(step)), default=0.0) or 1.0
@@ -244,6 +297,10 @@ class _Motion:
         """The states that a displacement leads to."""
         pieces = zip(self.start.items(), moved.split(self.sizes, 1), strict=True)
         return self.problem.project({name: value + piece.view_as(value) for (name, value), piece in pieces})
+
+    def at_rest(self, node: str, path: Tensor, times: Tensor) -> Tensor:
+        """The states of a node, [times, rows, *node], as seen by who doesn't turn with its oscillators."""
+        return path + self.frame.get(node, 0.0) * times.to(path).view(-1, *(1,) * (path.dim() - 1))
 
     def velocity(self, time: Tensor, moved: Tensor) -> Tensor:
         self.evaluations += 1
@@ -295,11 +352,22 @@ class _Motion:
         )
 
     def nearest(self, equilibrium: State) -> State:
-        """The copy of an equilibrium, among those whole turns away, that is nearest to where the batch is now."""
-        return {
-            name: value + self.problem.domain(name).difference(equilibrium[name], value)
-            for name, value in self.state(self.moved).items()
+        """The copy of an equilibrium, among those whole turns away, that is nearest to where the batch is now; and
+        among those that a common rotation leads to, the one that is reached, since the sum of tau x stays."""
+        here = self.state(self.moved)
+        for nodes in self.problem.model.plan.rotations:
+            mean = sum(torch.exp(1j * (equilibrium[name] - here[name])).flatten(1).sum(1) for name in nodes)
+            turn = {name: torch.as_tensor(mean).angle().view(-1, *(1,) * (here[name].dim() - 1)) for name in nodes}
+            equilibrium = {**equilibrium, **{name: equilibrium[name] - turn[name] for name in nodes}}
+        goal = {
+            name: value + self.problem.domain(name).difference(equilibrium[name], value) for name, value in here.items()
         }
+        for nodes in self.problem.model.plan.rotations:
+            off = sum(self.tau[name] * (goal[name] - here[name]).flatten(1).sum(1) for name in nodes)
+            inertia = sum(self.tau[name] * here[name][0].numel() for name in nodes)
+            for name in nodes:
+                goal[name] = goal[name] - torch.as_tensor(off / inertia).view(-1, *(1,) * (here[name].dim() - 1))
+        return goal
 
     def distance(self, path: Tensor, end: State) -> Tensor:
         """How far every row is from its end, as a share of the whole way, [times, rows]."""

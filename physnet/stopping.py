@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from physnet.layout import units
-from physnet.problem import Problem
+from physnet.problem import Problem, State
+
+TURNS = 10
+"""Turns, besides those by which locked oscillators can be apart, after which an angle that hasn't settled is not on its
+way to an equilibrium any more."""
 
 
 class StoppingRule:
@@ -52,6 +56,22 @@ class StoppingRule:
         for node, step in self.problem.step(state).items():
             worst = torch.maximum(worst, self.relative(node, state[node], state[node] + step))
         return worst
+
+
+def drifting(problem: Problem, start: Mapping[str, Tensor], state: State) -> Bool[Tensor, " rows"]:
+    """Rows in which an angle has turned round and round since the start, in the frame of the oscillators: their drives
+    lie outside of the locking range, and no equilibrium holds them."""
+    found = torch.zeros(problem.rows, dtype=torch.bool, device=problem.like.device)
+    plan = problem.model.plan
+    for node in angles(problem):
+        turned = units((state[node] - start[node]).real.abs())
+        found |= (turned > (TURNS + plan.winding) * plan.nodes[node].node.domain.period).any(1)
+    return found
+
+
+def angles(problem: Problem) -> tuple[str, ...]:
+    """The free nodes whose states are angles."""
+    return tuple(name for name in problem.model.free if problem.model.plan.nodes[name].node.domain.period)
 
 
 def _norm(values: Tensor) -> Tensor:

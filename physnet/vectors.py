@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from functools import cached_property
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from physnet.errors import RelaxationError
 from physnet.problem import Problem, State
+from physnet.stopping import angles, drifting
 
 Vector = Float[Tensor, "rows units"]
 FAR, LOST = 1e2, 1e6
@@ -27,6 +31,42 @@ class Vectors:
         self.shapes = {name: value.shape for name, value in state.items()}
         self.sizes = [value[0].numel() for value in state.values()]
         self.units = sum(self.sizes)
+
+    @cached_property
+    def on_line(self) -> Vector:
+        """1 for every unit that is no angle, else 0: [1, units]."""
+        turning = angles(self.problem)
+        sizes = zip(self.shapes, self.sizes, strict=True)
+        return torch.cat([torch.full((1, size), float(name not in turning)) for name, size in sizes], 1)
+
+    def drifting(self, start: Vector, s: Vector) -> Bool[Tensor, " rows"]:
+        """Rows in which an angle has turned too often since the start to be on its way to an equilibrium."""
+        return drifting(self.problem, self.unpack(start), self.unpack(s))
+
+    def turned(self, start: Vector, s: Vector) -> Bool[Tensor, " rows"]:
+        """Rows in which an angle has turned by half a turn or more."""
+        return ((s - start).abs() * (1 - self.on_line.to(s)) >= math.pi).any(1)
+
+    @cached_property
+    def rotations(self) -> Vector:
+        """The common rotations that leave the energy as it is, as orthonormal rows: [rotations, units]."""
+        number = dict(zip(self.shapes, range(len(self.sizes)), strict=True))
+        node = torch.cat([torch.full((size,), place) for place, size in enumerate(self.sizes)])
+        parts = self.problem.model.plan.rotations
+        found = [torch.isin(node, torch.tensor([number[name] for name in part])).double() for part in parts]
+        return torch.stack([row / row.norm() for row in found]) if found else torch.zeros(0, self.units)
+
+    def unrotated(self, s: Vector) -> Vector:
+        """A move without what it has of common rotations."""
+        turns = self.rotations.to(s)
+        return s - (s @ turns.mT) @ turns
+
+    def short(self, move: Vector) -> Vector:
+        """A move, shortened where it would turn an angle by more than a quarter turn, which is beyond any well."""
+        if not angles(self.problem):
+            return move
+        turn = (move * (1 - self.on_line.to(move))).abs().amax(1, keepdim=True)
+        return move / (turn / (math.pi / 2)).clamp_min(1.0)
 
     def pack(self, state: State) -> Vector:
         return torch.cat([state[name].flatten(1) for name in self.shapes], 1)
@@ -64,16 +104,18 @@ class Vectors:
     def check_bounded(self, start: Vector, s: Vector, growth: float) -> None:
         """Raise `RelaxationError` if a row is far away from its start and still pulled as strongly as there.
 
-        Residuals are relative, so that a state that runs away along a constant force would pass for settled.
+        Residuals are relative, so that a state that runs away along a constant force would pass for settled. An angle
+        that keeps turning is no worse than at its start; `drifting` tells of it.
         """
-        norm = torch.linalg.vector_norm(s, dim=1)
-        far = norm > growth * (1 + torch.linalg.vector_norm(start, dim=1))
+        on_line = self.on_line.to(s)
+        norm = torch.linalg.vector_norm(s * on_line, dim=1)
+        far = norm > growth * (1 + torch.linalg.vector_norm(start * on_line, dim=1))
         if not bool(far.any()):
             return
         forces = {x: self.force(x) for x in (s, start)}
         here, there = (torch.where(self.held(x, force), 0, force).norm(dim=1) for x, force in forces.items())
         if bool((far & (here >= 0.9 * there)).any()):
-            reach = {name: float(value.abs().max()) for name, value in self.unpack(s).items()}
+            reach = {name: float(value.abs().max()) for name, value in self.unpack(s * on_line).items()}
             name = max(reach, key=lambda name: reach[name])
             raise RelaxationError(
                 f"the state of '{name}' has run away to {reach[name]:.2g}, as the energy falls without bound: "

@@ -15,7 +15,12 @@ from physnet.graph import EnergyGraph
 from physnet.model import EnergyModel, compile_energy
 from physnet.relaxation import Relaxation
 
-ENTRIES = ("hopfield", "hopfield-relu6", "hopfield-smooth", "resistive", "resistive-diodes", "xy")
+ENTRIES = (
+    "hopfield", "hopfield-relu6", "hopfield-smooth", "kuramoto", "oscillator-ising", "resistive", "resistive-diodes",
+    "xy",
+)  # fmt: skip
+"""The catalogue, but for stuart-landau, of whose oscillators a node is only a part."""
+ANGULAR = ("kuramoto", "oscillator-ising", "xy")
 TIGHT = Relaxation(tolerance=1e-12, max_sweeps=500)
 TIGHT_NUDGED = Relaxation(tolerance=1e-9, max_sweeps=500)
 
@@ -24,6 +29,8 @@ NODES: dict[str, dict[str, Any]] = {
     "hopfield": {"b": {"init": "uniform(0.3, 0.6)"}},
     "hopfield-relu6": {"b": {"init": "uniform(0.3, 0.6)"}},
     "hopfield-smooth": {"b": {"init": "normal(0, 0.5)"}},
+    "kuramoto": {"omega": {"spread": 0.05}},
+    "oscillator-ising": {"h": {"init": "uniform(1.0, 1.3)"}, "s": {"init": "uniform(0.05, 0.15)"}},
     "resistive": {"i": {"init": "normal(0, 0.1)"}},
     "resistive-diodes": {"i": {"init": "normal(0, 0.1)"}},
     "xy": {"h": {"init": "normal(1, 0.2)"}},
@@ -32,6 +39,8 @@ EDGES: dict[str, dict[str, Any]] = {
     "hopfield": {"w": {"gain": 0.5}},
     "hopfield-relu6": {"w": {"gain": 0.5}},
     "hopfield-smooth": {"w": {"gain": 0.7}},
+    "kuramoto": {"w": {"init": "uniform(0.5, 1.5)/fan_in"}},
+    "oscillator-ising": {"w": {"init": "uniform(-1, 1)/sqrt(fan_in)"}},
     "resistive": {"g": {"init": "gain*uniform(0.5, 1.5)"}},
     "resistive-diodes": {"g": {"init": "gain*uniform(0.5, 1.5)"}},
     "xy": {"w": {"gain": 0.4}},
@@ -39,7 +48,7 @@ EDGES: dict[str, dict[str, Any]] = {
 
 
 def squared_error(name: str) -> str:
-    return "(cos(x) - y)**2/2" if name == "xy" else "(x - y)**2/2"
+    return "(cos(x) - y)**2/2" if name in ANGULAR else "(x - y)**2/2"
 
 
 def catalogue_model(name: str, seed: int = 1, shapes: tuple[Any, ...] = (5, 4, 3, 3), **options: Any) -> EnergyModel:
@@ -67,7 +76,8 @@ def pair(coupling: str, node: str = "x**2/2", domain: Any = "real", shapes: Any 
         "b": {"on": "node", "init": "uniform(-1, 1)"},
     }
     graph = EnergyGraph(Energy(node=node, coupling=coupling, domain=domain, parameters=parameters))
-    graph.input("left", shapes[0]).output("right", shapes[1], cost="(x - y)**2/2")
+    graph.input("left", shapes[0])
+    graph.output("right", shapes[1], cost="(cos(x) - y)**2/2" if domain == "circle" else "(x - y)**2/2")
     return graph.couple("left", "right", **edge)
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import ENTRIES, brute_force_energy, catalogue_model, close, pair, squared_error
+from networks import ANGULAR, ENTRIES, brute_force_energy, catalogue_model, close, pair, squared_error
 from test_separation import SEPARABLE
 from torch import Tensor
 
@@ -51,7 +51,7 @@ def graphs(draw: Any) -> tuple[EnergyGraph, int]:
             graph.input(name, shape, encode=draw(st.sampled_from([[], ["x", "-x"], ["tanh(2*x)"]])))
             continue
         entry = draw(st.sampled_from(SUBSTRATES))
-        key = {"resistive": "i", "xy": "h"}.get(entry, "b")
+        key = {"resistive": "i", "xy": "h", "oscillator-ising": "h", "kuramoto": "omega"}.get(entry, "b")
         options: dict[str, Any] = {
             "energy": entry,
             "parameters": {key: {"shape": draw(st.sampled_from(["unit", "channel", "scalar"]))}},
@@ -64,7 +64,8 @@ def graphs(draw: Any) -> tuple[EnergyGraph, int]:
         for pre in range(post):
             if pre != post - 1 and not draw(st.booleans()):
                 continue
-            entry = draw(st.sampled_from(SUBSTRATES))
+            angles = any(graph.node(names[end]).domain.period and end for end in (pre, post))
+            entry = draw(st.sampled_from(ANGULAR if angles else SUBSTRATES))
             ends = [names[pre], names[post]] if draw(st.booleans()) else [names[post], names[pre]]
             same = graph.node(ends[0]).shape == graph.node(ends[1]).shape
             connection = draw(st.sampled_from(["dense", "identity"])) if same else "dense"

@@ -45,7 +45,7 @@ def network(energy: str | Energy) -> EnergyModel:
     graph = EnergyGraph(energy=energy)
     graph.input("image", 4)
     graph.state("hidden_1", 6)
-    graph.output("label", 3, cost="(x - y)**2/2")
+    graph.output("label", 3, cost="(cos(x) - y)**2/2" if energy == "xy" else "(x - y)**2/2")
     graph.couple("image", "hidden_1")
     graph.couple("hidden_1", "label", name="readout")
     return compile_energy(graph, seed=3)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
-from networks import ENTRIES, TIGHT, TIGHT_NUDGED, batch, catalogue_model, close, pair
+from networks import ANGULAR, ENTRIES, TIGHT, TIGHT_NUDGED, batch, catalogue_model, close, pair
 from test_separation import SEPARABLE
 from torch import Tensor
 
@@ -48,7 +48,7 @@ def error(found: Tensor, exact: Tensor) -> float:
 def mean_cost(model: EnergyModel, x: Tensor, y: Tensor) -> float:
     """The mean squared error at the equilibrium, written out."""
     label = relax(model, TIGHT, image=x)["label"]
-    label = torch.cos(label) if model.graph.energy.name == "xy" else label
+    label = torch.cos(label) if model.graph.energy.name in ANGULAR else label
     return float(((label - torch.eye(label.shape[1])[y]) ** 2 / 2).sum(1).mean())
 
 

@@ -54,13 +54,14 @@ def test_the_declaration_reference_is_valid() -> None:
     from physnet.schema import ExperimentSchema, NodeSchema, RelaxSchema, TrainSchema
 
     text = (ROOT / "docs" / "declaration.md").read_text()
-    whole, energy, links, chains, costs, ties, augment = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    whole, energy, oscillators, links, chains, costs, ties, augment = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
     experiment = parse_experiment(whole.replace("data: digits ", "data: {npz: {file: absent.npz}} "))
     compile_energy(experiment.graph)
     for schema in (ExperimentSchema, NodeSchema, RelaxSchema, TrainSchema):
         for key in set(schema.model_fields) - {"costs", "term", "energy", "options"}:
             assert f"{key}:" in whole, key
     parse_experiment(energy + "nodes: {a: {shape: 2, role: input}, b: {shape: 2}}\nedges: [a -> b]\n")
+    parse_experiment(oscillators)
     nodes = "energy: hopfield\nnodes: {%s: {shape: 3, role: input}, %s: {shape: 3}, %s: {shape: 3}, %s: {shape: 3}}\n"
     edges = "edges: [image -> hidden, hidden -> deep, deep -> label]\n"
     compile_energy(
@@ -121,6 +122,11 @@ def test_the_table_of_commands_is_that_of_the_program() -> None:
             2,
             ["--seeds", "1", "--jobs", "1", "--set", "train.epochs=1", "--set", "nodes.hidden.shape=8"],
             ["runs/betas/sweep.png", "runs/betas/summary.csv", "runs/betas/runs.csv"],
+        ),
+        (
+            3,
+            ["--samples", "1", "--duration", "3", "--set", "simulate.times=7"],
+            ["runs/array/simulation.png", "runs/array/oscillators.csv", "runs/array/phases.gif"],
         ),
     ],
 )

@@ -20,7 +20,7 @@ import scipy.sparse
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import ENTRIES, close, in_numpy
+from networks import ENTRIES, close, in_numpy, squared_error
 from test_compiler import autograd_force, some_problem
 from torch import Tensor
 
@@ -368,7 +368,7 @@ def networks(draw: Any) -> tuple[EnergyGraph, dict[str, Pairs]]:
     pattern, reads = draw(graphs(least=4)), draw(matrices())
     units = len(pattern)
     graph = EnergyGraph(entry).input("image", reads.shape[1], encode=[]).state("hidden", units)
-    graph.output("label", reads.shape[0], cost="(cos(x) - y)**2/2" if entry == "xy" else "(x - y)**2/2")
+    graph.output("label", reads.shape[0], cost=squared_error(entry))
     weight = {key: {"shape": draw(st.sampled_from(["connection", "scalar"]))}}
     every = draw(st.sampled_from([False, False, True]))
     graph.couple("hidden", "hidden", "dense" if every else Sparse(pattern), parameters=weight)
