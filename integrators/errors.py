@@ -35,6 +35,10 @@ class Errors(Integrator):
     coordinates = "errors"
 
     @classmethod
+    def concerns(cls, problem: Problem) -> bool:
+        return problem.model.plan.predictive
+
+    @classmethod
     def refusal(cls, problem: Problem) -> str | None:
         if not problem.model.plan.predictive:
             return "its energy makes no predictions"
