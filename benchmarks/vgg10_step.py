@@ -2,8 +2,8 @@
 
     python benchmarks/vgg10_step.py [--batch 2] [--rounds 2] [--size 224]
 
-The network of examples/imagenet_pcn_vgg10.yaml at full width, in float32 on one thread, on made-up pictures: one step of
-backpropagation, of the protocol `single` and of `centered`. Rounds are those of the integrator `errors`.
+The network of examples/imagenet_pcn_vgg10.yaml at full width, in float32 on one thread, on made-up pictures: one
+step of backpropagation, of the protocol `single` and of `centered`. Rounds are those of the integrator `errors`.
 """
 
 from __future__ import annotations
@@ -67,9 +67,7 @@ def main() -> None:
     model = compile_energy(network(given.size), seed=0)
     image = torch.randn(given.batch, 3, given.size, given.size, generator=generator)
     batch = {"image": image, "target": torch.randint(1000, (given.batch,), generator=generator)}
-    print(
-        f"VGG10, {given.batch} pictures of {given.size} x {given.size}, {given.rounds} rounds, beta = {BETA}, one thread"
-    )
+    print(f"VGG10, {given.batch} pictures of {given.size} x {given.size}, {given.rounds} rounds, one thread")
     print("| method | seconds | backprop steps | peak, GiB | 50 epochs, backprop | published, backprop | published |")
     print("|---|---|---|---|---|---|---|")
     unit = 0.0
