@@ -120,11 +120,11 @@ def _node(model: EnergyModel, plan: NodePlan) -> NodeEntry:
         energy, force = energy + pairs, force + pull
     fields |= drive(graph, plan)
     energies, forces = onward(graph, node)
-    back = fresh("back", node) if forces else sp.Integer(0)
+    back: sp.Expr = sp.Integer(0)
     if forces:
-        onwards = fresh("onward", node)
-        fields |= {onwards: energies, back: forces}
-        energy, force = energy + onwards, force + back
+        onwards, returned = fresh("onward", node), fresh("back", node)
+        fields |= {onwards: energies, returned: forces}
+        energy, force, back = energy + onwards, force + returned, returned
     phases = {"free": plan.free} | ({} if plan.cost == 0 else {"nudged": plan.nudged})
     holds = any(edge.connection.selects and edge.pre == node.name for edge in graph.edges())
     updates = {phase: _majorised(_update(solver, node, table), plan, phase, holds) for phase, solver in phases.items()}
