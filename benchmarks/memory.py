@@ -51,14 +51,14 @@ class Peak:
     truncated: int
 
 
-def peak_bytes(call: Callable[[], object]) -> int:
+def peak_bytes(call: Callable[[], object], repeats: int = REPEATS) -> int:
     """The most that torch had allocated at once during a call, on top of what was there before it.
 
     Blocks from before that are freed meanwhile are taken for a loss, so that the largest of several calls is right.
     """
     call()  # what is allocated once and kept doesn't count
     gc.collect()
-    return max(_peak_of_one(call) for _ in range(REPEATS))
+    return max(_peak_of_one(call) for _ in range(repeats))
 
 
 def _peak_of_one(call: Callable[[], object]) -> int:

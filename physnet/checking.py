@@ -14,7 +14,7 @@ from torch import Tensor
 
 from physnet.learning import EquilibriumPropagation, gradients
 from physnet.model import EnergyModel
-from physnet.protocols import PROTOCOLS, find_protocol
+from physnet.protocols import PROTOCOLS, Protocol, find_protocol
 from physnet.relaxation import Relaxation
 
 
@@ -62,6 +62,12 @@ def _mean_gradient(
     return total
 
 
+def _applies(protocol: Protocol, model: EnergyModel) -> bool:
+    """Whether a protocol is one for this network: `single` is for predictions, and readouts can't be clamped."""
+    single = protocol.predictive and isinstance(model.predictions, str)
+    return not single and not (protocol.clamps and model.plan.external)
+
+
 def check_gradients(
     model: EnergyModel,
     batch: Mapping[str, Tensor],
@@ -77,11 +83,12 @@ def check_gradients(
         model: the network, best in float64.
         batch: inputs and targets by name.
         beta: the nudge; each protocol also runs at half of it.
-        protocols: their names; all that there are if not given.
+        protocols: their names; all that apply to the network if not given.
     """
     exact = gradients(EquilibriumPropagation(model, beta, "implicit", relaxation=relaxation), **batch)
     result: list[Agreement] = []
-    for protocol in [name for name, _ in PROTOCOLS.usable()] if protocols is None else protocols:
+    applicable = (name for name, protocol in PROTOCOLS.usable() if _applies(protocol, model))
+    for protocol in applicable if protocols is None else protocols:
         full, half = (_mean_gradient(model, nudge, protocol, relaxation, batch) for nudge in (beta, beta / 2))
         for tensor, reference in exact.items():
             error, smaller = relative_error(full[tensor], reference), relative_error(half[tensor], reference)

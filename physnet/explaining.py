@@ -10,7 +10,7 @@ All of it is read off the plan; nothing is written for one substrate.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import groupby
 from typing import Any, cast
@@ -26,15 +26,16 @@ from physnet.explanation import Case, Explanation, NodeEntry, ParameterEntry, Su
 from physnet.expressions import clip, derivative, symbol
 from physnet.external import at_current_state
 from physnet.graph import EnergyGraph
-from physnet.imagenotes import correlation, members, through
-from physnet.lowering import BETA, Block, NodePlan, Plan, conditional, parameter_slope, roles_of, target_symbol
+from physnet.imagenotes import correlation, members
+from physnet.lowering import BETA, A, Block, NodePlan, Plan, conditional, parameter_slope, roles_of, target_symbol
 from physnet.model import EnergyModel, check_model
+from physnet.naming import Names, fresh, influence, pair, renamed, tidy, unit, whole
+from physnet.predictionnotes import bias_slope, drive, onward, weight_rule
+from physnet.predictionnotes import updates as in_errors
 from physnet.protocols import Protocol
 from physnet.references import Reference, find_method, protocol_of
 from physnet.relaxation import choose
 from physnet.separation import POST, PRE, GradientOnly, Linear, Quadratic, Scalar, Sinusoid, Solver, X
-
-Names = dict[sp.Basic, sp.Basic]
 
 
 def explain(
@@ -58,7 +59,7 @@ def explain(
         title=": ".join(part for part in (named, title) if part) or "a network without a name",
         integrators=_merged(_integrators(model, integrator), "every phase"),
         blocks=_merged(blocks, "every phase"),
-        nodes=tuple(_node(graph, node) for node in plan.nodes.values()),
+        nodes=tuple(_node(model, node) for node in plan.nodes.values()),
         parameters=tuple(_parameter(model, name) for name in graph.tensors()),
         protocol=protocol_of(method),
         beta=beta,
@@ -105,30 +106,47 @@ def _integrators(model: EnergyModel, name: str) -> dict[str, str]:
 # --------------------------------------------------------------------------- nodes
 
 
-def _node(graph: EnergyGraph, plan: NodePlan) -> NodeEntry:
-    node = plan.node
+def _node(model: EnergyModel, plan: NodePlan) -> NodeEntry:
+    graph, node = model.graph, plan.node
     table, fields = _fields(graph, plan)
-    cost, names, meanings = external_costs(plan, cast(sp.Symbol, table[BETA]), lambda name: _fresh(name, node))
+    cost, names, meanings = external_costs(plan, cast(sp.Symbol, table[BETA]), lambda name: fresh(name, node))
     table, fields = table | names, fields | meanings
     energy = conditional(node.term, plan.separable + cost, plan.fields)
     force = -at_current_state(derivative(plan.conditional, X))
     for number, name in enumerate(plan.mixed, 1):
-        pairs, pull = (_fresh(f"{word}{number}", node) for word in ("pairs", "pull"))
+        pairs, pull = (fresh(f"{word}{number}", node) for word in ("pairs", "pull"))
         roles = [_broadcast(node, graph.edge(name), adjoint) for adjoint in roles_of(graph.edge(name), node.name)]
         fields[pairs], fields[pull] = zip(*roles, strict=True)
         energy, force = energy + pairs, force + pull
+    fields |= drive(graph, plan)
+    energies, forces = onward(graph, node)
+    back = fresh("back", node) if forces else sp.Integer(0)
+    if forces:
+        onwards = fresh("onward", node)
+        fields |= {onwards: energies, back: forces}
+        energy, force = energy + onwards, force + back
     phases = {"free": plan.free} | ({} if plan.cost == 0 else {"nudged": plan.nudged})
     holds = any(edge.connection.selects and edge.pre == node.name for edge in graph.edges())
     updates = {phase: _majorised(_update(solver, node, table), plan, phase, holds) for phase, solver in phases.items()}
+    if plan.drive is not None and not isinstance(model.predictions, str):
+        updates = in_errors(plan, table, back)
+        fields = _used(fields, energy, force, *(case.state for update in updates.values() for case in update.cases))
     return NodeEntry(
         name=node.name,
         shape=node.shape,
         domain=_where(node.domain),
-        energy=_renamed(energy, table),
-        force=_tidy(_renamed(force, table)),
+        energy=renamed(energy, table),
+        force=tidy(renamed(force, table)),
         fields=fields,
         updates=_merged(updates, "every"),
     )
+
+
+def _used(fields: dict[sp.Symbol, tuple[Sum, ...]], *shown: sp.Expr) -> dict[sp.Symbol, tuple[Sum, ...]]:
+    """Those names of a node that occur in what is shown, or in what another one stands for."""
+    bodies = [*shown, *(item.body for sums in fields.values() for item in sums)]
+    symbols = {item.name for body in bodies for item in body.free_symbols if isinstance(item, sp.Symbol)}
+    return {name: sums for name, sums in fields.items() if name.name in symbols}
 
 
 def _majorised(update: Update, plan: NodePlan, phase: str, holds: bool) -> Update:
@@ -146,11 +164,11 @@ def _fields(graph: EnergyGraph, plan: NodePlan) -> tuple[Names, dict[sp.Symbol, 
     table, fields = _nudge(graph, plan.node), {}
     for number, field in enumerate(plan.fields, 1):
         if field.turns:  # what the frame of the oscillators takes away: tau times their common frequency
-            table[field.fixed_symbol] = _fresh("frame", plan.node)
+            table[field.fixed_symbol] = fresh("frame", plan.node)
             continue
-        name = _fresh("h" if len(plan.fields) == 1 else f"h{number}", plan.node)
+        name = fresh("h" if len(plan.fields) == 1 else f"h{number}", plan.node)
         fields[name] = tuple(
-            _influence(graph.edge(source.edge), source.adjoint, source.kernel, source.function, source.neighbour)
+            influence(graph.edge(source.edge), source.adjoint, source.kernel, source.function, source.neighbour)
             for source in (*field.fixed, *field.live)
         )
         # only fixed + live ever occurs, so that one may stand for the whole and the other for nothing
@@ -160,55 +178,24 @@ def _fields(graph: EnergyGraph, plan: NodePlan) -> tuple[Names, dict[sp.Symbol, 
     return table, fields
 
 
-def _fresh(name: str, node: Node) -> sp.Symbol:
-    """A symbol that no parameter of the node is called by."""
-    while name in node.parameters:
-        name = f"{name}_"
-    return symbol(name)
-
-
 def _nudge(graph: EnergyGraph, node: Node) -> Names:
     """The nudge is called beta, and the target y if there is only one."""
     targets = {cost.target for cost in graph.costs if cost.node == node.name and not cost.external}
-    names: Names = {target_symbol(name): _fresh("y" if len(targets) == 1 else f"y_{name}", node) for name in targets}
-    return names | {BETA: _fresh("beta", node)}
-
-
-def _influence(edge: Edge, adjoint: bool, kernel: sp.Expr, function: sp.Expr, neighbour: str) -> Sum:
-    """sum_j kernel_ij function(neighbour_j), as unit i sees it; between images, the maps that it passes."""
-    if members(edge.connection):
-        value = _renamed(function, {X: sp.Symbol(neighbour)})
-        return Sum("", through(edge.connection, adjoint, _renamed(kernel, _whole(edge)), value))
-    index = "" if isinstance(edge.connection, Identity) else "j"
-    there = {X: sp.Symbol(f"{neighbour}[{index or 'i'}]")}
-    return Sum(index, _renamed(kernel, _pair(edge, adjoint)) * _renamed(function, there))
-
-
-def _whole(edge: Edge) -> Names:
-    """The parameters of an edge, without indices."""
-    return {symbol(key): sp.Symbol(f"{edge.name}.{key}") for key in edge.parameters}
-
-
-def _pair(edge: Edge, adjoint: bool = False) -> Names:
-    """The parameters of an edge with the indices of a pair: post first, as the tensors are stored."""
-    index = "i" if isinstance(edge.connection, Identity) else ("j,i" if adjoint else "i,j")
-    return {
-        symbol(key): sp.Symbol(f"{edge.name}.{key}" + ("" if spec.shape == "scalar" else f"[{index}]"))
-        for key, spec in edge.parameters.items()
-    }
+    names: Names = {target_symbol(name): fresh("y" if len(targets) == 1 else f"y_{name}", node) for name in targets}
+    return names | {BETA: fresh("beta", node)}
 
 
 def _broadcast(node: Node, edge: Edge, adjoint: bool) -> tuple[Sum, Sum]:
     """The energy and the force of a coupling that doesn't separate, at one of its ends."""
     own, other, neighbour = (PRE, POST, edge.post) if adjoint else (POST, PRE, edge.pre)
     index = "" if isinstance(edge.connection, Identity) else "j"
-    table = {**_pair(edge, adjoint), own: X, other: sp.Symbol(f"{neighbour}[{index or 'i'}]")}
-    return Sum(index, _renamed(edge.term, table)), Sum(index, _renamed(-derivative(edge.term, own), table))
+    table = {**pair(edge, adjoint), own: X, other: sp.Symbol(f"{neighbour}[{index or 'i'}]")}
+    return Sum(index, renamed(edge.term, table)), Sum(index, renamed(-derivative(edge.term, own), table))
 
 
 def _update(solver: Solver, node: Node, table: Names) -> Update:
     def named(expression: sp.Expr) -> sp.Expr:
-        return _tidy(_renamed(expression, table))
+        return tidy(renamed(expression, table))
 
     parts = list(_parts(node.domain, node.shape))
     match solver:
@@ -271,16 +258,6 @@ def _written(part: Interval) -> str:
     return f"[{part.lo:g}, {part.hi:g}]" if part.bounded else str(part.declaration())
 
 
-def _tidy(expression: sp.Expr) -> sp.Expr:
-    """The shortest of several ways to write an expression."""
-    ways = (expression, sp.factor_terms(expression), sp.expand(expression))
-    return cast(sp.Expr, min(ways, key=sp.count_ops))
-
-
-def _renamed(expression: sp.Expr, table: Mapping[Any, Any]) -> sp.Expr:
-    return cast(sp.Expr, expression.subs(dict(table), simultaneous=True))
-
-
 # --------------------------------------------------------------------------- parameters
 
 
@@ -310,29 +287,27 @@ def _rule(model: EnergyModel, owner: str, key: str, shape: tuple[int, ...]) -> t
     if owner in readouts:
         return readout_rule(readouts[owner], key)
     spec = graph.owners()[owner][key]
-    if owner in plan.nodes:
-        node = graph.node(owner)
-        slope = _renamed(parameter_slope(plan.nodes[owner], key), _nudge(graph, node))
-        table = _unit(node)
-        shared = "" if shape == node.shape else ("i" if spec.shape == "scalar" else "i in c")
-    else:
-        edge = graph.edge(owner)
-        slope = derivative(edge.term, symbol(key))
-        if members(edge.connection):
-            local = _renamed(correlation(plan.edges[owner], key), _whole(edge))
-            return slope, sp.Symbol(f"{owner}.{key}"), Sum("k" if spec.shape == "scalar" else "", local)
-        alike = isinstance(edge.connection, Identity)
-        table = _pair(edge) | {
-            PRE: sp.Symbol(f"{edge.pre}[{'i' if alike else 'j'}]"),
-            POST: sp.Symbol(f"{edge.post}[i]"),
-        }
-        shared = "" if spec.shape != "scalar" else ("i" if alike else "ij")
-    slope = _tidy(slope)
-    return slope, cast(sp.Symbol, table[symbol(key)]), Sum(shared, _renamed(slope, table))
+    if owner not in plan.nodes:
+        return _edge_rule(plan, graph.edge(owner), key)
+    node = graph.node(owner)
+    slope = parameter_slope(plan.nodes[owner], key) + bias_slope(plan.nodes[owner], key)
+    slope = tidy(renamed(slope, _nudge(graph, node)))
+    table = unit(node) | {A: sp.Symbol(f"{owner}.a[i]")}
+    shared = "" if shape == node.shape else ("i" if spec.shape == "scalar" else "i in c")
+    return slope, cast(sp.Symbol, table[symbol(key)]), Sum(shared, renamed(slope, table))
 
 
-def _unit(node: Node) -> Names:
-    """The state and the parameters of unit i of a node; c is the channel of the unit."""
-    places = {"unit": "[i]", "channel": "[i]" if len(node.shape) == 1 else "[c]", "scalar": ""}
-    names: Names = {X: sp.Symbol(f"{node.name}[i]")}
-    return names | {symbol(key): sp.Symbol(f"{node.name}.{key}{places[s.shape]}") for key, s in node.parameters.items()}
+def _edge_rule(plan: Plan, edge: Edge, key: str) -> tuple[sp.Expr, sp.Symbol, Sum]:
+    scalar, alike = edge.parameters[key].shape == "scalar", isinstance(edge.connection, Identity)
+    image = bool(members(edge.connection))
+    entry = sp.Symbol(f"{edge.name}.{key}") if image else cast(sp.Symbol, pair(edge)[symbol(key)])
+    shared = "" if not scalar else "k" if image else "i" if alike else "ij"
+    if edge.predicts:
+        slope, local = weight_rule(plan.graph, edge, shared)
+        return slope, entry, local
+    slope = derivative(edge.term, symbol(key))
+    if image:
+        return slope, entry, Sum(shared, renamed(correlation(plan.edges[edge.name], key), whole(edge)))
+    slope = tidy(slope)
+    ends = {PRE: sp.Symbol(f"{edge.pre}[{'i' if alike else 'j'}]"), POST: sp.Symbol(f"{edge.post}[i]")}
+    return slope, entry, Sum(shared, renamed(slope, pair(edge) | ends))

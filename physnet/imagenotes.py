@@ -42,16 +42,21 @@ def _applied(member: Connection, adjoint: bool, value: sp.Expr, *kernel: sp.Expr
 
 def correlation(plan: EdgePlan, parameter: str) -> sp.Expr:
     """dE/d parameter, every entry by what it meets at both ends."""
-    stages = members(plan.edge.connection)
-    place = next((i for i, member in enumerate(stages) if member.weighted), len(stages))
     total = sp.Integer(0)
     for factor, products in contrast_products(plan, parameter).items():
         for product in products:
             pre = cast(sp.Expr, product.pre_factor.subs(PRE, sp.Symbol(plan.edge.pre)))
             post = cast(sp.Expr, product.post_factor.subs(POST, sp.Symbol(plan.edge.post)))
-            for member in stages[:place]:
-                pre = _applied(member, False, pre)
-            for member in reversed(stages[place + 1 :]):
-                post = _applied(member, True, post)
-            total += product.number * factor * sp.Function("correlate")(pre, post)
+            total += product.number * factor * correlate(plan.edge.connection, pre, post)
     return cast(sp.Expr, total)
+
+
+def correlate(connection: Connection, pre: sp.Expr, post: sp.Expr) -> sp.Expr:
+    """What a weight meets: `pre` is passed on as far as the member that has the weight, and `post` back to it."""
+    stages = members(connection)
+    place = next((i for i, member in enumerate(stages) if member.weighted), len(stages))
+    for member in stages[:place]:
+        pre = _applied(member, False, pre)
+    for member in reversed(stages[place + 1 :]):
+        post = _applied(member, True, post)
+    return cast(sp.Expr, sp.Function("correlate")(pre, post))

@@ -128,6 +128,11 @@ class Integrator(ABC):
     """Of nudged phases: `states`, or `errors` where a state is predicted."""
 
     @classmethod
+    def concerns(cls, problem: Problem) -> bool:
+        """Whether it is made for problems of this kind: `auto` passes over it in silence where it isn't."""
+        return True
+
+    @classmethod
     @abstractmethod
     def refusal(cls, problem: Problem) -> str | None:
         """Why this integrator can't relax the problem; `None` if it can."""
@@ -208,7 +213,7 @@ def choose(problem: Problem, name: str = "auto") -> tuple[type[Integrator], str]
             raise RelaxationError(f"integrator '{name}' can't relax this energy: {refusal}")
         return kind, "asked for"
     refusals: list[str] = []
-    for _, kind in integrators().usable():
+    for kind in (kind for _, kind in integrators().usable() if kind.concerns(problem)):
         refusal = kind.refusal(problem)
         if refusal is None:
             return kind, "; ".join([*refusals, f"{kind.name}: {kind.idea}"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def test_every_example_is_read_for_every_method_it_names(name: str) -> None:
     text = file.read_text()
     assert f"examples/{name}.yaml" in text or "examples/" not in text
     load_experiment(file)
-    for method in ("backprop", "backprop_batchnorm"):
+    for method in ("backprop", "backprop_batchnorm", "dual"):
         if f"--method {method}" in text:
             assert load_experiment(file, {"learn.protocol": method}).learn.protocol == method
 
@@ -56,3 +57,46 @@ def test_published_settings(name: str) -> None:
     assert train.scheduler == {"cosine_annealing": {"eta_min": 2e-6}}
     assert (train.epochs, train.batch, train.clip) == (300, 128, clip)
     assert train.augment == augment
+
+
+# arXiv 2606.03584 (predictions) and 2402.08573 (dual propagation): weight layers, protocol, beta, batch, rate, after
+# Nesterov, weight decay, last rate, epochs; and the channels, of which the number of parameters follows
+PREDICTIONS: dict[str, tuple[int, str, float, int, float, bool, float, float, int]] = {
+    "cifar10_pcn_vgg5": (6, "centered", 0.02, 64, 0.01, True, 3e-4, 1e-6, 100),
+    "imagenet_pcn_vgg10": (10, "centered", 0.05, 256, 0.02, True, 2e-4, 2e-6, 50),
+    "imagenet_pcn_vgg10_skip": (12, "centered", 0.05, 256, 0.02, True, 2e-4, 2e-6, 50),
+    "imagenet32_dualprop_vgg16": (16, "dual", 0.01, 250, 0.02, False, 5e-4, 2e-6, 130),
+}
+CHANNELS = {
+    "cifar10_pcn_vgg5": ([3, 128, 256, 512, 512, 512], [2048, 10]),
+    "imagenet_pcn_vgg10": ([3, 64, 128, 256, 256, 512, 512, 512, 512], [25088, 2048, 1000]),
+    "imagenet32_dualprop_vgg16": ([3, *[64] * 2, *[128] * 2, *[256] * 3, *[512] * 6], [512, 4096, 4096, 1000]),
+}
+
+
+@pytest.mark.parametrize("name", PREDICTIONS)
+def test_published_settings_of_predictions(name: str) -> None:
+    layers, protocol, beta, batch, rate, nesterov, decay, last, epochs = PREDICTIONS[name]
+    experiment = load_experiment(FOLDER / f"{name}.yaml")
+    train, sgd = experiment.train, experiment.train.optimizer["sgd"]
+    edges = list(experiment.graph.edges())
+    assert len(edges) == layers
+    assert all(edge.predicts for edge in edges)
+    assert (experiment.learn.protocol, experiment.learn.beta) == (protocol, beta)
+    assert (train.batch, train.epochs, train.scheduler) == (batch, epochs, {"cosine_annealing": {"eta_min": last}})
+    assert (sgd["lr"], sgd["momentum"], sgd.get("nesterov", False), sgd["weight_decay"]) == (rate, 0.9, nesterov, decay)
+
+
+@pytest.mark.parametrize("name", CHANNELS)
+def test_published_widths(name: str) -> None:
+    channels, dense = CHANNELS[name]
+    graph = load_experiment(FOLDER / f"{name}.yaml").graph
+    expected = sum(9 * a * b + b for a, b in itertools.pairwise(channels))
+    expected += sum(a * b + b for a, b in itertools.pairwise(dense))
+    assert sum(math.prod(shape) for _, shape, _ in graph.tensors().values()) == expected
+
+
+def test_dual_propagation_and_predictive_coding_train_the_same_network() -> None:
+    first, second = (load_experiment(FOLDER / f"{name}.yaml") for name in ("fashion_pcn_mlp10", "fashion_dualprop"))
+    assert first.graph.tensors() == second.graph.tensors()
+    assert first.train == second.train
