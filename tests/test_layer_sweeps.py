@@ -185,7 +185,7 @@ def test_gradient_steps_lead_to_where_errors_do(options: dict[str, object]) -> N
 def settled(rule: str) -> tuple[Equilibrium, dict[str, Tensor], dict[str, Tensor]]:
     """A nudged equilibrium, the force there, and the drives of its layers."""
     model, (image, target) = chain(), samples()
-    found = relax(model, sweeping(3000, 1e-13, rule=rule, order="forward"), target=target, beta=0.5, image=image)
+    found = relax(model, sweeping(500, 1e-12, rule=rule, order="forward"), target=target, beta=0.2, image=image)
     assert bool(found.converged.all())
     return found, found.problem.force(found.states), chain_drives(model, image)(found.states)
 
