@@ -42,23 +42,17 @@ def report(found: Mapping[str, Found], folder: Path, sweeps: int) -> None:
 
 
 def written(found: Mapping[str, Found], sweeps: int) -> Iterable[str]:
-    nets = list(found)
+    nets, columns = list(found), [(item, which) for item in found.values() for which in (0, 1)]
     errors = ", ".join(f"{net} {item.error:.0f} %" for net, item in found.items())
     yield f"Error on the batch after training: {errors}.\n"
-    yield "**Sweeps until the cosine exceeds .999 for good**, at beta = .05, to the fixed point of the scheme's own rule and"
-    yield f"to the stationary one of errors; in brackets the cosine after {sweeps} sweeps, or the largest if states diverge.\n"
+    yield "**Sweeps until the cosine exceeds .999 for good**, at beta = .05, to the fixed point of its own rule"
+    yield f"and to the stationary one of errors; in brackets the cosine after {sweeps} sweeps, or the largest one where"
+    yield "states diverge.\n"
     yield from table(
         ["scheme", *(f"{net}, {which}" for net in nets for which in ("own", "stationary"))],
         [
-            [
-                scheme,
-                *(
-                    arrival([point[which] for point in item.curves[scheme]], sweeps)
-                    for item in found.values()
-                    for which in (0, 1)
-                ),
-            ]
-            for scheme in found[nets[0]].curves
+            [name, *(arrival([point[which] for point in item.curves[name]], sweeps) for item, which in columns)]
+            for name in found[nets[0]].curves
         ],
     )
     for net, item in found.items():
@@ -67,11 +61,10 @@ def written(found: Mapping[str, Found], sweeps: int) -> Iterable[str]:
         yield f"\n**Cosine between the fixed points, {net}**, float64.\n"
         yield from cosines(item.points)
         left = [f"{rule} at beta = {beta:g}: {rows}" for (rule, beta), rows in item.unsettled.items() if rows]
-        yield f"\nRows of 128 that hadn't settled: {', '.join(left) or 'none'}."
+        yield f"\nRows of 64 that hadn't settled: {', '.join(left) or 'none'}."
     yield "\n**Time of a gradient**, in steps of the network's backpropagation twin.\n"
-    yield from table(
-        ["method", *nets], [[m, *(f"{i.costs[m]:.2g}" for i in found.values())] for m in found[nets[0]].costs]
-    )
+    times = [[name, *(f"{item.costs[name]:.2g}" for item in found.values())] for name in found[nets[0]].costs]
+    yield from table(["method", *nets], times)
 
 
 def arrival(curve: list[float], sweeps: int) -> str:
@@ -84,20 +77,15 @@ def arrival(curve: list[float], sweeps: int) -> str:
 
 def cosines(items: Cosines) -> Iterable[str]:
     nudges = sorted({beta for _, beta in items})
-    rows = dict.fromkeys(name for name, _ in items)
-    return table(
-        ["", *(f"beta = {beta:g}" for beta in nudges)],
-        [
-            [
-                name,
-                *(
-                    f"{number(items[name, b][0])} ({number(items[name, b][1])})" if (name, b) in items else "diverges"
-                    for b in nudges
-                ),
-            ]
-            for name in rows
-        ],
-    )
+
+    def cell(name: str, beta: float) -> str:
+        if (name, beta) not in items:
+            return "diverges"
+        whole, worst = items[name, beta]
+        return f"{number(whole)} ({number(worst)})"
+
+    rows = [[name, *(cell(name, beta) for beta in nudges)] for name in dict.fromkeys(name for name, _ in items)]
+    return table(["", *(f"beta = {beta:g}" for beta in nudges)], rows)
 
 
 def number(cosine: float) -> str:
