@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from physnet import Energy, EnergyGraph
+from physnet.energy import load_energy
 
 CONV_WIDTHS = (128, 256, 512, 512)
 CONV_GAINS = (0.4, 0.7, 0.6, 0.3, 0.4)
@@ -31,6 +32,10 @@ RECTIFIED = Energy(
     },
 )
 """Rectified units with the weights of He et al., and linear outputs."""
+PREDICTIVE = load_energy("predictive")
+"""Predicted rectified units, with the weights of the paper, which are those that torch gives to its layers."""
+VGG10 = ((32, 16), (32, 8), (64, 8), (64, 4), (128, 4), (128, 4), (128, 2), (128, 2))
+"""Channels and sides of eight convolutions, which with the dense output make a small VGG10."""
 
 
 # --------------------------------------------------------------------------- dense
@@ -130,10 +135,10 @@ class ResidualTwin(nn.Module):
 # --------------------------------------------------------------------------- feed-forward, rectified
 
 
-def deep_mlp(widths: Sequence[int] = DEEP_WIDTHS) -> EnergyGraph:
+def deep_mlp(widths: Sequence[int] = DEEP_WIDTHS, energy: Energy = RECTIFIED) -> EnergyGraph:
     """image -> h1 -> ... -> label with cross-entropy."""
     names = ["image", *(f"h{index}" for index in range(1, len(widths) - 1)), "label"]
-    graph = EnergyGraph(RECTIFIED, "deep-mlp").input("image", widths[0])
+    graph = EnergyGraph(energy, "deep-mlp").input("image", widths[0])
     for name, width in zip(names[1:-1], widths[1:-1], strict=True):
         graph.state(name, width)
     graph.output("label", widths[-1], cost="cross_entropy")
@@ -150,9 +155,11 @@ def deep_mlp_twin(widths: Sequence[int] = DEEP_WIDTHS) -> nn.Module:
     return nn.Sequential(*layers[:-1])
 
 
-def small_vgg(shapes: Sequence[tuple[int, int]] = SMALL_VGG, classes: int = 10) -> EnergyGraph:
+def small_vgg(
+    shapes: Sequence[tuple[int, int]] = SMALL_VGG, classes: int = 10, energy: Energy = RECTIFIED
+) -> EnergyGraph:
     """3 x 3 convolutions, some with max-pooling, then a dense edge, on 3 x 32 x 32 pictures, with cross-entropy."""
-    graph, pre, before = EnergyGraph(RECTIFIED, "small-vgg").input("image", (3, 32, 32)), "image", 32
+    graph, pre, before = EnergyGraph(energy, "small-vgg").input("image", (3, 32, 32)), "image", 32
     for number, (width, side) in enumerate(shapes, 1):
         graph.state(f"h{number}", (width, side, side))
         graph.couple(pre, f"h{number}", "conv2d(3, padding=1)" + " >> max_pool2d(2)" * (side < before))

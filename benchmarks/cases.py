@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 from architectures import (
+    PREDICTIVE,
+    VGG10,
     ResidualTwin,
     conv_hopfield,
     conv_twin,
@@ -20,7 +22,7 @@ from architectures import (
     small_vgg_twin,
 )
 from judging import Reference, backprop_reference, equilibrium_reference
-from pictures import Samples, clothes, smooth
+from pictures import Samples, clothes, clothes_as_photos, smooth
 from torch import Tensor, nn
 
 from physnet import EnergyGraph, EnergyModel, EquilibriumPropagation, Relaxation
@@ -47,6 +49,7 @@ class Case:
             as with max-pooling, neighbours that differ by .2 % can have gradients that hardly resemble each other.
         energies: whether to compare energies with those that the published schedule reaches.
         relaxation, nudged: how phases relax.
+        protocol: of equilibrium propagation.
         method, options: what learns, if not equilibrium propagation; its gradient is held against backpropagation.
     """
 
@@ -66,6 +69,7 @@ class Case:
     energies: bool = False
     relaxation: Relaxation = field(default_factory=Relaxation)
     nudged: Relaxation | None = None
+    protocol: str = "centered"
     method: str = ""
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -74,7 +78,7 @@ class Case:
         if self.method:
             method = METHODS[self.method]
             return method.make(model, settings=method.configured(self.beta, self.options))
-        return EquilibriumPropagation(model, self.beta, relaxation=self.relaxation, nudged=self.nudged)
+        return EquilibriumPropagation(model, self.beta, self.protocol, relaxation=self.relaxation, nudged=self.nudged)
 
     def with_settings(self, relax: list[str], nudged: list[str]) -> Case:
         """The same case with some settings of its phases changed, each given as `key=value`."""
@@ -94,7 +98,7 @@ class Case:
         free, nudged = CONVERGED
         if start is not None:
             free = replace(free, initial="previous")
-        return equilibrium_reference(model, self.beta, batch, free, nudged, start)
+        return equilibrium_reference(model, self.beta, batch, free, nudged, start, self.protocol)
 
 
 def changed(relaxation: Relaxation, settings: list[str]) -> Relaxation:
@@ -218,5 +222,36 @@ CASES = (
         rounds=20,
         method="dual",
         options={"fast": True},
+    ),
+    *(
+        Case(
+            f"pcn-mlp10-{protocol}",
+            lambda: deep_mlp(energy=PREDICTIVE),
+            deep_mlp_twin,
+            clothes,
+            batch=64,
+            beta=0.05,
+            published=published,
+            rate=0.1,
+            training=300,
+            protocol=protocol,
+        )
+        for protocol, published in (("single", "21-24, 6.7 as published"), ("centered", "21-24, 12 as published"))
+    ),
+    *(
+        Case(
+            f"pcn-conv-{protocol}",
+            lambda: small_vgg(VGG10, energy=PREDICTIVE),
+            lambda: small_vgg_twin(VGG10),
+            clothes_as_photos,
+            batch=32,
+            beta=0.05,
+            published=published,
+            rate=0.02,
+            training=300,
+            rounds=20,
+            protocol=protocol,
+        )
+        for protocol, published in (("single", "21-24, 6.7 as published"), ("centered", "21-24, 12 as published"))
     ),
 )

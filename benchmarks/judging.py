@@ -85,14 +85,15 @@ def equilibrium_reference(
     free: Relaxation,
     nudged: Relaxation,
     start: Mapping[str, Tensor] | None = None,
+    protocol: str = "centered",
 ) -> Reference:
-    """The gradient of the centered protocol in float64.
+    """The gradient of a protocol in float64.
 
     Arguments:
         free, nudged: how far to relax.
         start: a free state to go on from; else it starts as `free` says.
     """
-    ep = EquilibriumPropagation(in_float64(model), beta, relaxation=free, nudged=nudged, watch=0)
+    ep = EquilibriumPropagation(in_float64(model), beta, protocol, relaxation=free, nudged=nudged, watch=0)
     ep.previous = None if start is None else {name: value.double() for name, value in start.items()}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RelaxationWarning)  # the residual is reported

@@ -23,6 +23,14 @@ def clothes() -> Samples:
         return nn.functional.interpolate(small, size=28).flatten(1), torch.from_numpy(data.train["y"]), "digits"
 
 
+def clothes_as_photos() -> Samples:
+    """The same pictures, padded to 32 x 32, in three equal channels, at mean 0 and a standard deviation of 1."""
+    x, y, name = clothes()
+    x = nn.functional.pad(x.view(-1, 1, 28, 28), (2, 2, 2, 2))
+    spread, mean = torch.std_mean(x)
+    return ((x - mean) / spread).repeat(1, 3, 1, 1), y, f"{name}, padded"
+
+
 def smooth(rows: int = 16, side: int = 32, classes: int = 10, seed: int = 0) -> Samples:
     """Random coloured pictures with the spectrum of photographs, amplitude 1/frequency: a stand-in for CIFAR that is
     the same everywhere.

@@ -103,7 +103,7 @@ def judged(step: Step, batch: dict[str, Tensor], data: str) -> Result:
         return judged_without_phases(case, found, case.reference(model, batch, None), data)
     free, nudged = ep.last.free, ep.last.nudged
     start = free.states if case.continues else None
-    name = digest(model, batch, case.beta, case.continues)
+    name = digest(model, batch, case.beta, case.continues, case.protocol)
     reference = kept(lambda: case.reference(model, batch, start), name, start)
     cosines: Judgement = judge(found, reference.gradients)
     result = Result(
@@ -114,7 +114,7 @@ def judged(step: Step, batch: dict[str, Tensor], data: str) -> Result:
     )  # fmt: skip
     if case.energies:
         result.energy = compared_energies(case, model, batch, reference)
-    if not case.slow:  # solves linear systems, which takes minutes for large nets
+    if not case.slow and not model.plan.predictive:  # solves linear systems, which takes minutes for large nets
         implicit = gradients(EquilibriumPropagation(in_float64(model), case.beta, "implicit"), **batch)
         result.worst_cosine_to_implicit = judge(found, implicit).worst
     return result
@@ -155,7 +155,7 @@ def timed_against_backprop(step: Step, batch: dict[str, Tensor], result: Result)
     times = interleaved([*actions, lambda: step(batch)], case.rounds, 0 if case.slow else WARM_UP)
     result.backprop_ms, result.half_backprop_ms = (time / case.backprops for time in times[:2])
     result.step_ms = times[2]
-    phases = 1 if case.method else 2
+    phases = 1 if case.method or case.protocol == "single" else 2
     result.floor_ms = floor(model, len(encoded), result.sweeps, result.nudged_sweeps, phases)
     result.ratio_to_backprop = result.step_ms / result.backprop_ms
     result.ratio_to_half = result.step_ms / result.half_backprop_ms

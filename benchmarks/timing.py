@@ -97,11 +97,15 @@ def products(model: EnergyModel, rows: int, free: float, nudged: float, phases: 
         link = bare(edge.connection.bind(model.graph.node(edge.pre).shape, model.graph.node(edge.post).shape))
         w = next(model.tensors[f"{edge.name}.{key}"] for key, spec in edge.parameters.items() if spec.on == "edge")
         w, fixed = w.detach(), edge.pre in clamped or edge.post in clamped
-        for stage, count, sweeps in (("free", rows, free), ("nudged", phases * rows, nudged)):
+        # a free phase of predictions is one pass forwards, and a nudged one begins with a pass backwards
+        passes = {"free": (free, free), "nudged": (nudged, nudged)}
+        passes = {"free": (1, 0), "nudged": (nudged - 1, nudged)} if model.plan.predictive else passes
+        for stage, count in (("free", rows), ("nudged", phases * rows)):
+            forwards, backwards = passes[stage]
             u, v = torch.rand(count, *link.pre), torch.rand(count, *link.post)
             if not fixed:
-                yield Product(f"{edge.name} forward, {stage}", lambda u=u, w=w, k=link: k.apply(u, w), sweeps)
-                yield Product(f"{edge.name} transposed, {stage}", lambda v=v, w=w, k=link: k.adjoint(v, w), sweeps)
+                yield Product(f"{edge.name} forward, {stage}", lambda u=u, w=w, k=link: k.apply(u, w), forwards)
+                yield Product(f"{edge.name} transposed, {stage}", lambda v=v, w=w, k=link: k.adjoint(v, w), backwards)
             elif stage == "free":
                 yield Product(f"{edge.name} forward, fixed", lambda u=u, w=w, k=link: k.apply(u, w), 1)
             if fixed == (stage == "free"):

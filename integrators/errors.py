@@ -59,7 +59,7 @@ class Errors(Integrator):
 
     def relax(self, problem: Problem, state: State, rule: StoppingRule) -> Equilibrium:
         if not isinstance(problem, InErrors):
-            return self._free(problem)
+            return free_pass(problem, self.name)
         found, here = problem.passes(), problem.zero()
         residual = torch.ones(problem.rows, dtype=problem.like.dtype, device=problem.like.device)
         distance, sweeps, rate = torch.full_like(residual, torch.inf), 1, torch.ones_like(residual)
@@ -81,13 +81,15 @@ class Errors(Integrator):
         errors = problem.settled(found)
         return Equilibrium(errors, residual, rounds, distance <= rule.tolerance, self.name, problem)
 
-    def _free(self, problem: Problem) -> Equilibrium:
-        found = forward(problem)
-        problem.passed = found
-        like = problem.like
-        one = torch.ones(problem.rows, dtype=torch.long, device=like.device)
-        nothing = torch.zeros(problem.rows, dtype=like.dtype, device=like.device)
-        return Equilibrium(found.states, nothing, one, one.bool(), self.name, problem)
+
+def free_pass(problem: Problem, integrator: str) -> Equilibrium:
+    """The free equilibrium, in which nothing has an error: one pass forwards, which is kept."""
+    found = forward(problem)
+    problem.passed = found
+    like = problem.like
+    one = torch.ones(problem.rows, dtype=torch.long, device=like.device)
+    nothing = torch.zeros(problem.rows, dtype=like.dtype, device=like.device)
+    return Equilibrium(found.states, nothing, one, one.bool(), integrator, problem)
 
 
 def difference(new: State, old: State) -> State:

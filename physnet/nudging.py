@@ -25,7 +25,7 @@ def nudge(
     targets: Mapping[str, Tensor],
     betas: Sequence[complex],
     clamps: bool = False,
-    errors: bool = False,
+    coordinates: str = "states",
 ) -> Nudged:
     """The phases of a protocol around a free equilibrium.
 
@@ -34,7 +34,8 @@ def nudge(
         state: its equilibrium.
         targets: by name.
         betas: one nudge per phase; where `clamps`, the fraction of the way to the target at which outputs are held.
-        errors: whether the errors of predictions are wanted as coordinates.
+        coordinates: where states are predicted: their `errors`, or `states`, which are then worked out in float64, or
+            `plain states` in the dtype of the model.
     """
     problem = free.nudged(targets, betas)
     if problem.beta is not None and problem.beta.is_complex():
@@ -44,9 +45,9 @@ def nudge(
         problem, held = hold(problem, free, state, len(betas))
     if not free.model.plan.predictive:
         return Displaced(problem, free, state, held)
-    if errors and not held:
+    if coordinates == "errors" and not held:
         return InErrors(problem, free, state)
-    return InStates(problem, free, state, held)
+    return InStates(problem, free, state, held, wide=coordinates != "plain states")
 
 
 def hold(problem: Problem, free: Problem, state: State, phases: int) -> tuple[Problem, State]:

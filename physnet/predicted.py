@@ -189,30 +189,33 @@ def repeated(values: Mapping[str, Tensor], phases: int) -> State:
 
 
 class InStates(Nudged):
-    """The phases of a protocol, whose states are displacements  d = x - x_0;  worked out in float64.
+    """The phases of a protocol, whose states are displacements  d = x - x_0.
 
     Arguments:
         problem: those phases in states.
         free: the free problem.
         state: its equilibrium, [rows, *node].
         held: displacements of nodes that the protocol clamps, [phases * rows, *node].
+        wide: whether all is worked out in float64, since errors are differences of nearly equal states.
     """
 
-    def __init__(self, problem: Problem, free: Problem, state: State, held: Mapping[str, Tensor] | None = None) -> None:
-        exact = doubled(free)
-        betas = None if problem.beta is None else problem.beta.double()
-        wide = Problem(
-            free.model,
-            repeated(exact.clamped, problem.rows // free.rows),
-            problem.rows,
-            targets={name: value.double() for name, value in problem.targets.items()},
-            beta=betas,
-            parameters=exact.parameters,
-        )
-        super().__init__(wide, exact)
-        start = {name: value.double() for name, value in state.items()}
-        if not isinstance(free.model.predictions, str) and free.passed is not None and free.passed.states is state:
-            start = forward(exact).states  # to the last digit of float64
+    def __init__(
+        self,
+        problem: Problem,
+        free: Problem,
+        state: State,
+        held: Mapping[str, Tensor] | None = None,
+        wide: bool = True,
+    ) -> None:
+        start = dict(state)
+        if wide:
+            passed = free.passed is not None and free.passed.states is state
+            problem, free = widened(problem, free)
+            start = {name: value.double() for name, value in state.items()}
+            if passed and not isinstance(free.model.predictions, str):
+                start = forward(free).states  # to the last digit of float64
+        super().__init__(problem, free)
+        self.dtype = problem.like.dtype
         self.origin = repeated(start, self.phases)
         self.held = dict(held or {})
 
@@ -225,13 +228,13 @@ class InStates(Nudged):
 
     def domain(self, node: str) -> Domain:
         if node in self.held:
-            held = self.held[node].double()
+            held = self.held[node].to(self.dtype)
             return Around(held, held)
         return around(super().domain(node), self.origin[node])
 
     def zero(self) -> State:
         return {
-            name: self.held[name].double() if name in self.held else torch.zeros_like(value)
+            name: self.held[name].to(self.dtype) if name in self.held else torch.zeros_like(value)
             for name, value in self.origin.items()
         }
 
@@ -287,11 +290,16 @@ def slopes(problem: Problem, full: Mapping[str, Tensor]) -> Passes:
     return Passes(Forward({name: full[name] for name in drives}, drives), Backward(errors, signals))
 
 
-def doubled(problem: Problem) -> Problem:
-    """The same free problem in float64."""
-    return Problem(
-        problem.model,
-        {name: value.double() for name, value in problem.clamped.items()},
+def widened(problem: Problem, free: Problem) -> tuple[Problem, Problem]:
+    """The phases of a protocol and the free problem in float64."""
+    parameters = {name: value.detach().double() for name, value in free.parameters.items()}
+    clamped = {name: value.double() for name, value in free.clamped.items()}
+    phases = Problem(
+        free.model,
+        repeated(clamped, problem.rows // free.rows),
         problem.rows,
-        parameters={name: value.detach().double() for name, value in problem.parameters.items()},
+        targets={name: value.double() for name, value in problem.targets.items()},
+        beta=None if problem.beta is None else problem.beta.double(),
+        parameters=parameters,
     )
+    return phases, Problem(free.model, clamped, free.rows, parameters=parameters)

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from threading import Lock
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -124,8 +124,8 @@ class Integrator(ABC):
 
     name: str
     idea: str
-    coordinates: ClassVar[str] = "states"
-    """Of nudged phases: `states`, or `errors` where a state is predicted."""
+    coordinates: str = "states"
+    """Of nudged phases: `states`; where a state is predicted also `errors`, or `plain states` in the model's dtype."""
 
     @classmethod
     def concerns(cls, problem: Problem) -> bool:
@@ -358,16 +358,15 @@ def run_nudged(
         clamps: whether beta is the fraction of the way to the target at which outputs are held.
     """
     with torch.no_grad(), full_precision(free.problem.like.device):
-        errors = _coordinates(free.problem, settings.integrator) == "errors"
-        problem = nudge(free.problem, free.states, targets, betas, clamps, errors)
+        problem = nudge(free.problem, free.states, targets, betas, clamps, _coordinates(free.problem, settings))
         result = run(problem, problem.zero(), settings)
         states = problem.states(result.states)
         return replace(result, states=states, problem=problem.plain, displacement=result.states, displaced=problem)
 
 
-def _coordinates(problem: Problem, integrator: str) -> str:
+def _coordinates(problem: Problem, settings: Relaxation) -> str:
     """In which coordinates the integrator wants nudged phases; that of `auto` is the one that takes the free phase."""
-    return choose(problem, integrator)[0].coordinates
+    return _construct(choose(problem, settings.integrator)[0], settings.options).coordinates
 
 
 def run(problem: Problem, state: State, settings: Relaxation, *, quiet: bool = False) -> Equilibrium:
