@@ -119,7 +119,7 @@ def batches(shape: Sequence[int], steps: int) -> Iterator[dict[str, Tensor]]:
 def trained(graph: EnergyGraph, steps: int) -> tuple[EnergyModel, dict[str, Tensor], float]:
     """The network after training, a batch that it hasn't seen, and its error there in percent."""
     model = compile_energy(graph, 0)
-    engine = EquilibriumPropagation(model, BETA, "single", watch=0)
+    engine = in_errors(model, "single", BETA)  # fresh weights of this size are no contraction: one round
     optimizer = torch.optim.SGD(model.parameters(), LEARNING_RATE, momentum=0.9, nesterov=True)
     *seen, batch = batches(model.inputs["image"].data_shape, steps + 1)
     for rows in seen:
