@@ -203,6 +203,7 @@ def test_sweeps_of_the_lagrangian_variant_change_nothing(sweeps: str, float64: N
     assert errors("transpose", 1.0, sweeps)[2] == pytest.approx(errors("transpose", 1.0, "bw")[2], rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alpha", [0.0, 1.0])
 def test_damping_leads_to_the_same_pairs(alpha: float, float64: None) -> None:
     ours, damped = errors("original", alpha), errors("original", alpha, "fwbw100", damped=True)

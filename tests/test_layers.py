@@ -24,9 +24,9 @@ B = {"b": {"on": "node", "init": "uniform(0.1, 0.5)", "shape": "channel"}}
 W = {"w": {"on": "edge", "init": "uniform(-1, 1)/sqrt(fan_in)"}}
 
 
-def dense(energy: str | Energy = "hopfield", **edge: Any) -> EnergyGraph:
+def dense(energy: str | Energy = "hopfield", cost: str = "(x - y)**2/2", **edge: Any) -> EnergyGraph:
     """image -> first -> second -> label, with skips from image and from first, declared out of order."""
-    graph = EnergyGraph(energy).output("label", 3, cost="(x - y)**2/2").state("second", 4).input("image", 5)
+    graph = EnergyGraph(energy).output("label", 3, cost=cost).state("second", 4).input("image", 5)
     graph.state("first", 6)
     for pre, post in (("second", "label"), ("image", "first"), ("first", "second"), ("image", "second")):
         graph.couple(pre, post, **edge)
@@ -176,7 +176,7 @@ def test_all_faults_are_listed() -> None:
     [
         (lambda: dense("resistive"), "its neighbours multiply x\\*\\*2/2, and"),
         (lambda: dense("hopfield-smooth"), "its neighbours multiply"),
-        (lambda: dense("xy"), "its neighbours multiply"),
+        (lambda: dense("xy", "1 - cos(x - y)"), "its neighbours multiply"),
         (lambda: dense(energy("k*x**2/2 - b*x", k={**K["k"], "constraint": None})), "keeps its curvature k"),
         (lambda: dense(energy(domain=["nonnegative", "nonpositive"])), "don't share one interval"),
         (lambda: small(energy=energy(coupling="w*pre*post")), "counts negatively"),

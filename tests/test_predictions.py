@@ -166,7 +166,7 @@ def test_gradients_approach_backprop_as_fast_as_the_protocol_says(name: str, pro
 
 
 @pytest.mark.parametrize("name", ["mlp", "precise", "cross-entropy"])
-@pytest.mark.parametrize("integrator", ["flow", "descent"])
+@pytest.mark.parametrize("integrator", [pytest.param("flow", marks=pytest.mark.slow), "descent"])
 def test_integrators_agree_in_states_and_in_errors(name: str, integrator: str) -> None:
     model, image, target = compiled(name)
     expected = gradients(EquilibriumPropagation(model, 0.02), image=image, target=target)
@@ -198,6 +198,7 @@ def test_the_gradient_of_an_input_is_that_of_the_cost() -> None:
     close(found, exact, 1e-4)
 
 
+@pytest.mark.slow
 def test_outputs_can_be_clamped_as_in_classical_predictive_coding() -> None:
     """With the output held at its target the hidden states minimise E alone: the reference is descent by hand."""
     model, image, target = compiled("precise")
