@@ -60,7 +60,7 @@ class Errors(Integrator):
     def relax(self, problem: Problem, state: State, rule: StoppingRule) -> Equilibrium:
         if not isinstance(problem, InErrors):
             return free_pass(problem, self.name)
-        found, here = problem.passes(), problem.zero()
+        found, here = problem.passes(), state
         residual = torch.ones(problem.rows, dtype=problem.like.dtype, device=problem.like.device)
         distance, sweeps, rate = torch.full_like(residual, torch.inf), 1, torch.ones_like(residual)
         step: State | None = None

@@ -110,14 +110,13 @@ class ContrastEmitter(Displacements):
         name, slope = plan.node.name, parameter_slope(plan, parameter)
         form = prediction(plan.node)
         slope = form.in_error(slope) if isinstance(form, Prediction) else slope
-        self.out.function(
-            self.contrast_head(name, parameter), f"d/d{parameter}: {shown(slope)}{' dE/da' * (parameter == 'b')}"
-        )
+        parts = ["dE/da"] * (parameter == "b") + [shown(slope)] * (slope != 0)
+        self.out.function(self.contrast_head(name, parameter), f"d/d{parameter}: {' + '.join(parts) or '0'}")
         weight = self.tensor(name, parameter)
-        terms = [f'phases.whole_signal("{name}")'] if parameter == "b" else []
+        terms = [f'phases.each_signal("{name}")'] if parameter == "b" else []
         if slope != 0:
             table: Names = {X: self.state(name), A: f'phases.drives["{name}"]', ERROR: f'phases.errors["{name}"]'}
-            terms.append(f"phases.whole({self.print(slope, self.node_symbols(name), table)} + {self.zero(name)})")
+            terms.append(f"phases.each({self.print(slope, self.node_symbols(name), table)} + {self.zero(name)})")
         self.out(f"return rows_onto({' + '.join(terms)}, {weight})" if terms else f"return 0*{weight}")
 
     def node_contrast(self, plan: NodePlan, parameter: str) -> None:

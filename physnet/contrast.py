@@ -46,6 +46,7 @@ class Phases:
         errors: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.signals, self.drives, self.errors = signals or {}, drives or {}, errors or {}
+        self._each: dict[str, Tensor] = {}
         self.coefficients = tuple(complex(c) if complex(c).imag else complex(c).real for c in coefficients)
         self.rows, self.scale = rows, scale
         whole = sum(self.coefficients)
@@ -133,11 +134,15 @@ class Phases:
         return sum(parts[1:], parts[0])
 
     def each_signal(self, node: str) -> Tensor:
-        """scale * c_k dF/da, phases stacked along the rows."""
-        return self.each(self.signals[node])
+        """scale * c_k dF/da, phases stacked along the rows; worked out once, as all that leads to a node needs it."""
+        if node not in self._each:
+            self._each[node] = self.each(self.signals[node])
+        return self._each[node]
 
     def whole_signal(self, node: str) -> Tensor:
         """scale * sum_k c_k dF/da."""
+        if len(self.coefficients) == 1:
+            return self.each_signal(node)
         return self.whole(self.signals[node])
 
     @staticmethod

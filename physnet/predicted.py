@@ -165,7 +165,7 @@ class InErrors(Nudged):
     ) -> dict[str, Tensor]:
         found = self.found(displacement)
         phases = Phases(coefficients, free.rows, scale, found.back.signals, found.there.drives, found.back.errors)
-        moved = {name: found.there.states[name] - origin for name, origin in self.origin.states.items()}
+        moved = Changes(found.there.states, self.origin.states)
         full = {**free.clamped, **found.there.states}
         return {
             name: phases.whole(self._at_input(name, found))
@@ -173,6 +173,18 @@ class InErrors(Nudged):
             else self._parameter(name, free, self.origin.states, moved, full, phases)
             for name in needed
         }
+
+
+class Changes(dict[str, Tensor]):
+    """new - old, worked out where it is asked for: predictions need it nowhere, readouts do."""
+
+    def __init__(self, new: Mapping[str, Tensor], old: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.new, self.old = new, old
+
+    def __missing__(self, name: str) -> Tensor:
+        self[name] = self.new[name] - self.old[name]
+        return self[name]
 
 
 @dataclass(frozen=True)
