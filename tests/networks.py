@@ -13,6 +13,7 @@ from torch import Tensor
 from physnet.energy import Energy
 from physnet.graph import EnergyGraph
 from physnet.model import EnergyModel, compile_energy
+from physnet.protocols import PROTOCOLS
 from physnet.relaxation import Relaxation
 
 ENTRIES = (
@@ -21,6 +22,8 @@ ENTRIES = (
 )  # fmt: skip
 """The catalogue, but for stuart-landau, of whose oscillators a node is only a part."""
 ANGULAR = ("kuramoto", "oscillator-ising", "xy")
+FOR_ALL = sorted(name for name, protocol in PROTOCOLS.items() if not protocol.predictive)
+"""The protocols that don't take a free phase without gradient for granted."""
 TIGHT = Relaxation(tolerance=1e-12, max_sweeps=500)
 TIGHT_NUDGED = Relaxation(tolerance=1e-9, max_sweeps=500)
 

@@ -7,8 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from physnet.protocols import PROTOCOLS
+from networks import FOR_ALL
 
 ROOT = Path(__file__).parent.parent
 DIGITS = str(ROOT / "examples" / "digits_hopfield.yaml")
@@ -42,9 +41,9 @@ def test_training_into_a_used_folder_is_refused(tmp_path: Path) -> None:
 def test_check_prints_a_row_for_every_protocol_and_tensor() -> None:
     checked = physnet("check", DIGITS, "--samples", "2")
     assert checked.returncode == 0, checked.stderr
-    for word in PROTOCOLS:
+    for word in FOR_ALL:
         assert word in checked.stdout
-    assert checked.stdout.count("image_hidden.w") == len(PROTOCOLS)
+    assert checked.stdout.count("image_hidden.w") == len(FOR_ALL)
 
 
 def test_explain_and_list_and_schema() -> None:

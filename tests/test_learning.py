@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
-from networks import ANGULAR, ENTRIES, TIGHT, TIGHT_NUDGED, batch, catalogue_model, close, pair
+from networks import ANGULAR, ENTRIES, FOR_ALL, TIGHT, TIGHT_NUDGED, batch, catalogue_model, close, pair
 from test_separation import SEPARABLE
 from torch import Tensor
 
@@ -22,7 +22,6 @@ from physnet.errors import DeclarationError, RelaxationError, ShapeError
 from physnet.graph import EnergyGraph
 from physnet.learning import EquilibriumPropagation, gradients
 from physnet.model import EnergyModel, compile_energy
-from physnet.protocols import PROTOCOLS
 from physnet.relaxation import Relaxation, relax
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -164,7 +163,7 @@ def check_contrast(model: EnergyModel, ep: EquilibriumPropagation, inputs: dict[
 
 
 @pytest.mark.parametrize("name", ENTRIES)
-@pytest.mark.parametrize("protocol", sorted(PROTOCOLS))
+@pytest.mark.parametrize("protocol", FOR_ALL)
 def test_contrast_is_autograd_of_the_energies(name: str, protocol: str) -> None:
     model, (x, y) = catalogue_model(name), batch()
     check_contrast(model, learner(model, 0.2, protocol), {"image": x}, y)
@@ -226,7 +225,7 @@ def test_contrast_of_shared_weights_multi_axis_nodes_and_costs_with_parameters()
         "i_o.w": (2, 2),
         "o_h.s": (),
     }
-    for protocol in PROTOCOLS:
+    for protocol in FOR_ALL:
         ep = EquilibriumPropagation(model, 0.2, protocol, relaxation=Relaxation(tolerance=1e-6))
         check_contrast(model, ep, {"i": torch.randn(3, 2, 2)}, torch.randn(3, 2, 2))
 

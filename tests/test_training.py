@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from networks import FOR_ALL
 
 from physnet.checking import check_gradients, cosine, relative_error
 from physnet.declaration import Experiment, load_experiment, parse_experiment
@@ -198,7 +199,7 @@ def test_check_finds_the_orders_of_the_protocols(float64: None) -> None:
     )
     trainer = Trainer(parse_experiment(text))
     batch = {name: value[:4] for name, value in trainer.train.items()}
-    nudging = [name for name, protocol in PROTOCOLS.items() if not protocol.clamps]
+    nudging = [name for name in FOR_ALL if not PROTOCOLS[name].clamps]
     for row in check_gradients(trainer.model, batch, beta=0.01, protocols=nudging):
         expected = 2 if row.protocol in ("positive", "negative") else 4
         assert row.fall == pytest.approx(expected, rel=0.2), row
