@@ -375,10 +375,9 @@ class EnergyGraph:
             path = ("edges", f"{edge.pre} -> {edge.post}")
             if edge.predicts and edge.pre == edge.post:
                 yield Fault(f"'{edge.pre}' predicts itself", "turn it into a coupling, or remove it", path)
-            elif (edge.predicts or edge.term == 0) and not self.node(edge.post).driven:
-                what = "no drive that could be predicted" if edge.predicts else "no drive, and the edge has no coupling"
+            elif edge.predicts and not self.node(edge.post).driven:
                 fix = f"give '{edge.post}' a term in a, such as (x - relu(a))**2/2, or the edge a coupling"
-                yield Fault(f"the energy of '{edge.post}' has {what}", fix, path)
+                yield Fault(f"the energy of '{edge.post}' has no drive that could be predicted", fix, path)
 
     def _components(self) -> Iterator[set[str]]:
         return (set(component) for component in nx.weakly_connected_components(self.network))

@@ -50,7 +50,10 @@ def distance(a: Equilibrium, b: Equilibrium) -> float:
 
 
 def test_the_product_covers_the_catalogue() -> None:
-    assert set(ENTRIES) == set(catalogue()) - {"stuart-landau"}  # tested in test_oscillators.py
+    assert set(ENTRIES) == set(catalogue()) - {
+        "stuart-landau",
+        "predictive",
+    }  # in test_oscillators.py, test_predictions.py
     assert {name for name, _ in VARIANTS.values()} == set(integrators())
 
 
@@ -110,7 +113,7 @@ def test_samples_stop_one_by_one(variant: str) -> None:
 
 
 def test_auto_prefers_exact_blocks_and_the_reference() -> None:
-    assert list(integrators())[:2] == ["blocks", "flow"]
+    assert list(integrators())[:3] == ["errors", "blocks", "flow"]
     for energy in ENTRIES:
         model = catalogue_model(energy)
         assert choose(model.problem(image=batch()[0]))[0].name in ("blocks", "flow")

@@ -66,7 +66,7 @@ def test_gdu_of_couplings_inside_a_node() -> None:
         assert a.error / b.error == pytest.approx(10, rel=0.2), a.name
 
 
-@pytest.mark.parametrize("name", [name for name in integrators() if name != "blocks"])
+@pytest.mark.parametrize("name", [name for name in integrators() if name not in ("blocks", "errors", "layer_sweeps")])
 def test_complex_nudges_are_refused_where_a_minimum_is_sought(name: str) -> None:
     model, (x, y) = catalogue_model("hopfield-smooth"), batch()
     ep = EquilibriumPropagation(model, 0.1, "holomorphic(4)", relaxation=TIGHT, nudged=name)

@@ -240,7 +240,7 @@ def test_declarations_survive_a_round_trip() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("h: {shape: 4}", "h: {shape: 4, term: x**2/2}", "has no drive, and the edge has no coupling"),
+        ("role: output}", "role: output, term: x**2/2}", "has no drive that could be predicted"),
         ("  - image -> h: dense\n", "", "no edge predicts 'h'"),
         ("kind: prediction", "kind: predicted", "unknown kind"),
         ("message: tanh(pre)", "message: tanh(x)", "'x' has no meaning"),

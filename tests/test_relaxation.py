@@ -389,7 +389,7 @@ def test_a_nudge_needs_target_and_beta() -> None:
 
 
 def test_auto_takes_the_first_valid_integrator_and_says_why() -> None:
-    assert list(integrators())[:2] == ["blocks", "flow"]
+    assert list(integrators())[:3] == ["errors", "blocks", "flow"]
     assert choose(catalogue_model("xy").problem(image=batch()[0]))[0].name == "blocks"
     with pytest.warns(UserWarning, match="doesn't separate"):
         model = compile_energy(pair("-w*tanh(pre*post)"))
