@@ -17,10 +17,10 @@ from physnet.protocols import PROTOCOLS
 from physnet.relaxation import Relaxation
 
 ENTRIES = (
-    "hopfield", "hopfield-relu6", "hopfield-smooth", "kuramoto", "oscillator-ising", "resistive", "resistive-diodes",
+    "hopfield", "hopfield-relu6", "hopfield-smooth", "oscillator-ising", "resistive", "resistive-diodes",
     "xy",
 )  # fmt: skip
-"""The catalogue, but for stuart-landau, of whose oscillators a node is only a part."""
+"""The catalogue, but for kuramoto and stuart-landau (tests/test_oscillators.py) and predictive (test_predictions.py)."""
 ANGULAR = ("kuramoto", "oscillator-ising", "xy")
 FOR_ALL = sorted(name for name, protocol in PROTOCOLS.items() if not protocol.predictive)
 """The protocols that don't take a free phase without gradient for granted."""
