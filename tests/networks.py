@@ -20,7 +20,7 @@ ENTRIES = (
     "hopfield", "hopfield-relu6", "hopfield-smooth", "oscillator-ising", "resistive", "resistive-diodes",
     "xy",
 )  # fmt: skip
-"""The catalogue, but for kuramoto and stuart-landau (tests/test_oscillators.py) and predictive (test_predictions.py)."""
+"""The catalogue, but for what test_oscillators.py and test_predictions.py test."""
 ANGULAR = ("kuramoto", "oscillator-ising", "xy")
 FOR_ALL = sorted(name for name, protocol in PROTOCOLS.items() if not protocol.predictive)
 """The protocols that don't take a free phase without gradient for granted."""
