@@ -50,10 +50,8 @@ def distance(a: Equilibrium, b: Equilibrium) -> float:
 
 
 def test_the_product_covers_the_catalogue() -> None:
-    assert set(ENTRIES) == set(catalogue()) - {
-        "stuart-landau",
-        "predictive",
-    }  # in test_oscillators.py, test_predictions.py
+    elsewhere = {"kuramoto", "stuart-landau", "predictive"}  # test_oscillators.py, test_predictions.py
+    assert set(ENTRIES) == set(catalogue()) - elsewhere
     assert {name for name, _ in VARIANTS.values()} == set(integrators())
 
 
