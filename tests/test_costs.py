@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import TIGHT, TIGHT_NUDGED, close
+from networks import FOR_ALL, TIGHT, TIGHT_NUDGED, close
 from torch import Tensor
 from torch.nn import functional
 
@@ -405,10 +405,7 @@ RULES: dict[str, tuple[list[tuple[str, object, float]], Callable[[dict[str, Tens
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize(
-    "protocol",
-    [*(name for name in PROTOCOLS if not PROTOCOLS[name].clamps and not PROTOCOLS[name].predictive), "implicit"],
-)
+@pytest.mark.parametrize("protocol", [*(name for name in FOR_ALL if not PROTOCOLS[name].clamps), "implicit"])
 def test_a_regulariser_adds_its_value_and_its_gradient(rule: str, protocol: str) -> None:
     declared, written = RULES[rule]
 
