@@ -199,7 +199,7 @@ def measure(engine: Engine, data: Samples, accelerator: Accelerator | None = Non
             continue
         free = fresh.settle({name: batch[name] for name in model.inputs})
         targets = model.as_targets({name: batch[name] for name in model.targets}, free.problem.rows)
-        cost = model.functions["cost"](model.tensors, free.states, targets)
+        cost = model.functions["cost"](model.physical, model.read(free.states), targets)
         tally.add(cost, rank(model, free.states, batch), free)
     means = Means.of(tally.sums if accelerator is None else tally.gathered(accelerator), top)
     data.judge(means.lost)

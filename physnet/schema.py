@@ -164,6 +164,36 @@ class SimulateSchema(_Strict):
     animate: bool = Field(default=False, description="whether to write an animation of the phases of oscillators")
 
 
+class NoiseSchema(_Strict):
+    """White noise in the dynamics: dx = -(1/tau) dF/dx dt + strength dW."""
+
+    strength: float = Field(ge=0, description="of the kicks, in states per square root of the unit of tau")
+    duration: float = Field(default=10.0, gt=0, description="how long it acts on a state that has settled")
+    step: float | None = Field(default=None, gt=0, description="of time; default: found from the curvature")
+
+
+_Positive = Annotated[float, Field(ge=0)]
+_Bits = Annotated[int, Field(ge=1, le=24)]
+_Range = Annotated[list[float], Field(min_length=2, max_length=2)]
+
+
+class HardwareSchema(_Strict):
+    """The device that the network runs on. Keys of mappings are names of tensors, in which * stands for anything."""
+
+    chip: int = Field(default=0, ge=0, lt=2**63, description="which specimen: what is frozen in it is drawn from this")
+    mismatch: _Positive | dict[str, _Positive] | None = Field(
+        default=None, description="parameters are multiplied by 1 + mismatch xi, xi normal, one for each entry"
+    )
+    dispersion: _Positive | dict[str, _Positive] | None = Field(
+        default=None, description="dispersion xi is added to parameters, in their unit"
+    )
+    bounds: _Range | dict[str, _Range] | None = Field(default=None, description="parameters are kept within [lo, hi]")
+    bits: _Bits | dict[str, _Bits] | None = Field(default=None, description="parameters have 2**bits levels")
+    readout_bits: _Bits | None = Field(default=None, description="states of output nodes are read on 2**bits levels")
+    readout_range: _Range | None = Field(default=None, description="where these levels lie; default: the domain")
+    noise: _Positive | NoiseSchema | None = Field(default=None, description="white noise: its strength, or more")
+
+
 class ExperimentSchema(_Strict):
     """A whole experiment: a network, how it learns, and what it is trained on."""
 
@@ -178,6 +208,7 @@ class ExperimentSchema(_Strict):
     learn: LearnSchema = Field(default_factory=lambda: LearnSchema())
     train: TrainSchema = Field(default_factory=lambda: TrainSchema())
     simulate: SimulateSchema = Field(default_factory=lambda: SimulateSchema())
+    hardware: HardwareSchema = Field(default_factory=lambda: HardwareSchema())
 
 
 def keys_at(path: tuple[str | int, ...]) -> list[str]:

@@ -32,6 +32,7 @@ from physnet.learning import Engine, EquilibriumPropagation
 from physnet.methods import METHODS
 from physnet.metrics import Means, Metrics, evaluate, measure, top_classes
 from physnet.model import EnergyModel, compile_energy
+from physnet.mounting import mount
 from physnet.optimizers import make_optimizer, make_scheduler
 from physnet.randomness import stream
 from physnet.relaxation import Relaxation, make_integrator
@@ -110,6 +111,7 @@ class Trainer:
         self._check_precision()
         with experiment_faults(experiment):
             self.engine = engine(model, experiment.relax, experiment.learn, settings.seed, settings.precision)
+            mount(self.engine, experiment.hardware)
         self.energy, self.model = model, self.engine.model
         self._warn_of_buffers()
         with experiment_faults(experiment, "train"):
