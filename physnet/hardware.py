@@ -4,8 +4,8 @@
     read = lo + step round((state - lo) / step)
 
 The energy reads the physical parameters, so that forces, equilibria and contrasts are those of the device. Gradients of
-programmed values follow by the chain rule; through a quantiser they go straight (arXiv 1308.3432). Programmed values keep
-their full precision in training, so that steps smaller than a level add up (arXiv 1511.00363). Source of the list:
+programmed values follow by the chain rule; through a quantiser they go straight (arXiv 1308.3432). Programmed values
+keep their full precision in training, so that steps smaller than a level add up (arXiv 1511.00363). Source of the list:
 arXiv 2504.11884 (dispersion), 2505.02103 (bits, noise).
 """
 
@@ -33,7 +33,7 @@ else:
     Tensor = Any
 
 LEAST = 0.01
-"""A part whose factor 1 + mismatch xi would be smaller has this one: no part changes its sign, which energies rely on."""
+"""A part whose factor 1 + mismatch xi would be smaller has this one: energies rely on it that no part changes sign."""
 BY_TENSOR = ("mismatch", "dispersion", "bounds", "bits")
 """Keys that may differ between tensors."""
 T = TypeVar("T")
@@ -111,20 +111,25 @@ def on_grid(x: Tensor, lo: Tensor | float, hi: Tensor | float, bits: int) -> Ten
 
 
 def quantised(value: Tensor, bits: int, limits: Interval) -> Tensor:
-    """A parameter on 2^bits levels between its limits; its gradient goes straight through.
+    """A parameter on at most 2^bits levels between its limits; its gradient goes straight through.
 
-    Where limits are open at one end, the grid ends at the most extreme entry there; at both, it is [-max |w|, max |w|].
+    Zero is a level where the limits have different signs (and there is more than one bit): what isn't connected stays
+    so. Where limits are open at one end, the grid ends at the most extreme entry there; at both, it is
+    [-max |w|, max |w|]. The error is half a step at most.
     """
     programmed = value.detach()
     if not value.numel():
         return value
-    ends = programmed.min(), programmed.max()
-    if not limits.edges:
-        largest = programmed.abs().max()
-        ends = -largest, largest
-    lo = limits.lo if math.isfinite(limits.lo) else ends[0]
-    hi = limits.hi if math.isfinite(limits.hi) else ends[1]
-    return on_grid(programmed, lo, hi, bits) + (value - programmed)
+    largest = programmed.abs().max()
+    least, most = (programmed.min(), programmed.max()) if limits.edges else (-largest, largest)
+    lo = limits.lo if math.isfinite(limits.lo) else least
+    hi = limits.hi if math.isfinite(limits.hi) else most
+    if bits > 1 and lo < 0 < hi:
+        step = (hi - lo) / (2**bits - 2)
+        levels = ((programmed / step).round() * step).clamp(lo, hi)
+    else:
+        levels = on_grid(programmed, lo, hi, bits)
+    return levels + (value - programmed)
 
 
 # --------------------------------------------------------------------------- from a declaration
@@ -146,13 +151,14 @@ def make_chip(hardware: HardwareSchema, graph: EnergyGraph, number: int | None =
         number: which specimen; the declared one by default.
     """
     specs = {name: spec for name, (spec, _, _) in graph.tensors().items()}
-    by_tensor = {key: _spread(getattr(hardware, key), specs) for key in BY_TENSOR}
-    bounds = {name: Interval(*map(float, box)) for name, box in by_tensor.pop("bounds").items()}
+    bounds = {name: Interval(*map(float, box)) for name, box in _spread(hardware.bounds, specs).items()}
     limits = {name: bounds.get(name) or specs[name].constraint or Interval() for name in specs}
     box = hardware.readout_range
     return Chip(
         hardware.chip if number is None else number,
-        **by_tensor,
+        mismatch=_spread(hardware.mismatch, specs),
+        dispersion=_spread(hardware.dispersion, specs),
+        bits=_spread(hardware.bits, specs),
         bounds=bounds,
         limits=limits,
         readout_bits=hardware.readout_bits,

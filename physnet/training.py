@@ -320,11 +320,12 @@ def experiment_faults(experiment: Experiment, *path: str) -> Iterator[None]:
 # --------------------------------------------------------------------------- runs
 
 
-def load_run(folder: str | Path, best: bool = False) -> Trainer:
+def load_run(folder: str | Path, best: bool = False, changes: Mapping[str, str] | None = None) -> Trainer:
     """A run that has come through an epoch: its experiment, data and trained parameters.
 
     Arguments:
         best: take the parameters of the epoch that did best on held-out samples, not those of the last one.
+        changes: values to change, by dotted key, such as those of the hardware.
 
     Raises:
         DeclarationError: if the folder is not a run, or nothing was held out.
@@ -336,9 +337,10 @@ def load_run(folder: str | Path, best: bool = False) -> Trainer:
     parameters = run.best if best else run.parameters
     if not parameters.is_file():
         raise DeclarationError(f"{folder} has no best epoch", "train with train.validation, or use the last epoch")
-    trainer = Trainer(load_experiment(run.experiment))
+    trainer = Trainer(load_experiment(run.experiment, changes))
     try:
         trainer.model.load_state_dict(load_file(parameters))
+        trainer.model.project_parameters()  # other hardware may have other bounds
     except (SafetensorError, RuntimeError, OSError) as problem:
         raise DataError(f"{parameters} doesn't hold the parameters of {run.experiment}: {problem}") from None
     return trainer
