@@ -12,7 +12,7 @@ arXiv 2504.11884 (dispersion), 2505.02103 (bits, noise).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -137,9 +137,7 @@ def quantised(value: Tensor, bits: int, limits: Interval) -> Tensor:
 
 def noise_of(hardware: HardwareSchema) -> NoiseSchema | None:
     """The declared noise; `None` if there is none."""
-    noise = hardware.noise
-    noise = NoiseSchema(strength=float(noise)) if isinstance(noise, int | float) else noise
-    return noise if noise is not None and noise.strength else None
+    return hardware.noise if hardware.noise is not None and hardware.noise.strength else None
 
 
 def make_chip(hardware: HardwareSchema, graph: EnergyGraph, number: int | None = None) -> Chip:
@@ -166,12 +164,10 @@ def make_chip(hardware: HardwareSchema, graph: EnergyGraph, number: int | None =
     )
 
 
-def _spread(declared: T | Mapping[str, T] | None, tensors: Mapping[str, Any]) -> dict[str, T]:
+def _spread(declared: Mapping[str, T], tensors: Iterable[str]) -> dict[str, T]:
     """A value by tensor; of several patterns that fit, the last one counts."""
-    if declared is None:
-        return {}
-    patterns: Mapping[str, T] = declared if isinstance(declared, Mapping) else {"*": declared}
-    return {name: value for pattern, value in patterns.items() for name in tensors if fnmatchcase(name, pattern)}
+    names = list(tensors)
+    return {name: value for pattern, value in declared.items() for name in names if fnmatchcase(name, pattern)}
 
 
 def check_hardware(hardware: HardwareSchema, graph: EnergyGraph) -> None:
@@ -190,20 +186,18 @@ def check_hardware(hardware: HardwareSchema, graph: EnergyGraph) -> None:
 
 def _pattern_faults(hardware: HardwareSchema, specs: Mapping[str, ParameterSpec]) -> Iterator[Fault]:
     for key in BY_TENSOR:
-        declared = getattr(hardware, key)
-        for pattern in declared if isinstance(declared, Mapping) else ():
-            if not any(fnmatchcase(name, pattern) for name in specs):
+        for pattern in getattr(hardware, key):
+            if pattern != "*" and not any(fnmatchcase(name, pattern) for name in specs):
                 hint = did_you_mean(pattern, specs)
                 yield Fault(f"there is no tensor '{pattern}'", hint, (key, pattern), at_key=True)
 
 
-def _bounds_faults(declared: Any, specs: Mapping[str, ParameterSpec]) -> Iterator[Fault]:
-    boxes = declared if isinstance(declared, Mapping) else {} if declared is None else {"": declared}
-    for pattern, (lo, hi) in boxes.items():
-        path = ("bounds", pattern) if pattern else ("bounds",)
+def _bounds_faults(declared: Mapping[str, Sequence[float]], specs: Mapping[str, ParameterSpec]) -> Iterator[Fault]:
+    for pattern, (lo, hi) in declared.items():
+        path = ("bounds", pattern)
         if not lo < hi:
             yield Fault(f"the bounds [{lo:g}, {hi:g}] are empty", "write the lower one first", path)
-        for name in (name for name in specs if fnmatchcase(name, pattern or "*")):
+        for name in (name for name in specs if fnmatchcase(name, pattern)):
             allowed = specs[name].constraint
             if allowed is not None and (lo < allowed.lo or hi > allowed.hi):
                 fix = f"stay within {allowed.declaration()}, or name the tensors that are meant"

@@ -235,10 +235,13 @@ def robustness_picture(
             axis.plot([place] * len(chips), chips, ".", color=FREE, alpha=0.35, markersize=5)
     means = [sum(chips) / len(chips) for chips in groups.values()]
     errors = [float(torch.tensor(chips).std()) if len(chips) > 1 else 0.0 for chips in groups.values()]
-    label = "chips, mean and standard deviation" if several else None
-    axis.errorbar(places, means, errors if several else None, color=FREE, marker="o", capsize=3, label=label)
+    label, line = "chips, mean and standard deviation" if several else None, "-" if numeric else "none"
+    axis.errorbar(
+        places, means, errors if several else None, color=FREE, marker="o", capsize=3, linestyle=line, label=label
+    )
     if not numeric:
-        axis.set_xticks(places, list(map(str, values)), rotation=20, ha="right", size=8)
+        axis.set_xticks(places, [str(value).strip("{}").replace('"', "") for value in values], size=8)
+        axis.margins(x=0.5 / len(values))
     elif min(values) > 0 and max(values) >= 20 * min(values):
         axis.set_xscale("log")
     if all(isinstance(value, int) for value in values):

@@ -91,7 +91,7 @@ class Robustness:
         return 1 + sum(len(self._chips(device)) for device in self.devices)
 
     def _chips(self, device: HardwareSchema) -> range:
-        random = noise_of(device) is not None or any(getattr(device, key) is not None for key in DRAWN)
+        random = noise_of(device) is not None or any(getattr(device, key) for key in DRAWN)
         return range(device.chip, device.chip + (self.chips if random else 1))
 
     def run(self, report: Callable[[], None] = lambda: None) -> list[Trial]:
