@@ -191,7 +191,9 @@ _BitsByTensor = Annotated[dict[str, _Bits], *_for_all(**_BITS)]
 _RangeByTensor = Annotated[dict[str, _Range], *_for_all(**_RANGE)]
 _Noise = Annotated[
     NoiseSchema | None,
-    BeforeValidator(lambda value: value if value is None or isinstance(value, dict) else {"strength": value}),
+    BeforeValidator(
+        lambda value: value if value is None or isinstance(value, dict | NoiseSchema) else {"strength": value}
+    ),
     _shown(anyOf=[_POSITIVE, NoiseSchema.model_json_schema()], description="white noise: its strength, or more"),
 ]
 
