@@ -29,6 +29,7 @@ def mount(engine: Engine, hardware: HardwareSchema, chip: int | None = None) -> 
     if not isinstance(engine, EquilibriumPropagation):
         message = "noise is for networks that relax, which this method's don't"
         raise DeclarationError(Fault(message, "remove it, or use a protocol such as centered", ("hardware", "noise")))
+    engine.watch = 0  # what looks for jumps compares equilibria, and takes noise for one
     engine.relaxation = noisy(engine.relaxation, noise, number)
     engine.nudged = noisy(engine.nudged, noise, number)
 

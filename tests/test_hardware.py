@@ -23,10 +23,10 @@ from physnet.declaration import Experiment, load_experiment, parse_experiment
 from physnet.domains import CIRCLE, Domain, Interval, parse_domain
 from physnet.energy import Energy
 from physnet.errors import DeclarationError, RelaxationError
-from physnet.feedforward import Backpropagation, FeedForward
 from physnet.graph import EnergyGraph
 from physnet.hardware import LEAST, Chip, make_chip, quantised
 from physnet.learning import EquilibriumPropagation, gradients
+from physnet.methods import METHODS
 from physnet.model import EnergyModel, compile_energy
 from physnet.mounting import mount
 from physnet.problem import Share
@@ -165,16 +165,17 @@ def programmed_with(model: EnergyModel) -> EnergyModel:
     return result
 
 
-@pytest.mark.parametrize("protocol", ["centered", "implicit", "backprop"])
+@pytest.mark.parametrize("protocol", ["centered", "implicit", "backprop", "dual"])
 def test_quantisers_pass_gradients_straight_and_mismatch_by_the_chain_rule(protocol: str) -> None:
-    model = on_chip(catalogue_model("hopfield-smooth"), mismatch={"*.w": 0.1}, bits=4)
+    energy = "hopfield" if protocol == "dual" else "hopfield-smooth"
+    model = on_chip(catalogue_model(energy), mismatch={"*.w": 0.1}, bits=4)
     x, y = batch()
 
     def gradient(network: EnergyModel) -> dict[str, Tensor]:
-        if protocol == "backprop":
-            twin = FeedForward(network)
-            twin.mount(network.chip)
-            return gradients(Backpropagation(twin), image=x, target=y)
+        if protocol in METHODS:
+            engine = METHODS[protocol].make(network, 0, None, METHODS[protocol].configured(0.1, {}))
+            engine.model.mount(network.chip)
+            return gradients(engine, image=x, target=y)
         return gradients(EquilibriumPropagation(network, 0.01, protocol, relaxation=TIGHT), image=x, target=y)
 
     found, plain = gradient(model), gradient(programmed_with(model))
