@@ -15,13 +15,10 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, TypeVar
-
-from jaxtyping import Float
+from typing import TYPE_CHECKING, TypeVar
 
 from physnet.domains import Domain, Interval
 from physnet.errors import DeclarationError, Fault, did_you_mean
-from physnet.randomness import stream
 from physnet.schema import HardwareSchema, NoiseSchema
 
 if TYPE_CHECKING:
@@ -29,8 +26,6 @@ if TYPE_CHECKING:
 
     from physnet.graph import EnergyGraph
     from physnet.parameters import ParameterSpec
-else:
-    Tensor = Any
 
 LEAST = 0.01
 """A part whose factor 1 + mismatch xi would be smaller has this one: energies rely on it that no part changes sign."""
@@ -80,14 +75,17 @@ class Chip:
         """What is frozen in the chip, in the dtype and on the device of the tensor."""
         import torch
 
+        from physnet.randomness import stream
+
         if (kind, name) not in self._frozen:
             with torch.inference_mode(False):  # what is frozen outlives the mode that it was first asked for in
                 drawn = torch.randn(like.shape, generator=stream(self.number, kind, name), dtype=torch.float64)
             self._frozen[kind, name] = drawn
         return self._frozen[kind, name].to(like)
 
-    def read(self, state: Float[Tensor, " rows *node"], domain: Domain) -> Float[Tensor, " rows *node"]:
-        """A state as it is read out: on 2^bits levels, both ends of an interval included, or around the circle."""
+    def read(self, state: Tensor, domain: Domain) -> Tensor:
+        """A state, [rows, *node], as it is read out: on 2^bits levels from end to end of an interval, or around the
+        circle."""
         if self.readout_bits is None:
             return state
         if domain.period:
@@ -175,11 +173,11 @@ def check_hardware(hardware: HardwareSchema, graph: EnergyGraph) -> None:
 
     Raises:
         DeclarationError: with every fault: patterns without a tensor, empty intervals, bounds beyond those of the
-            energy, and a read-out without a range.
+            energy, dispersion of what must not change its sign, and a read-out without a range.
     """
     specs = {name: spec for name, (spec, _, _) in graph.tensors().items()}
     faults = [*_pattern_faults(hardware, specs), *_readout_faults(hardware, graph)]
-    faults += _bounds_faults(hardware.bounds, specs)
+    faults += [*_bounds_faults(hardware.bounds, specs), *_dispersion_faults(hardware.dispersion, specs)]
     if faults:
         raise DeclarationError(faults)
 
@@ -202,6 +200,16 @@ def _bounds_faults(declared: Mapping[str, Sequence[float]], specs: Mapping[str, 
             if allowed is not None and (lo < allowed.lo or hi > allowed.hi):
                 fix = f"stay within {allowed.declaration()}, or name the tensors that are meant"
                 yield Fault(f"the energy doesn't allow {name} the bounds [{lo:g}, {hi:g}]", fix, path)
+
+
+def _dispersion_faults(declared: Mapping[str, float], specs: Mapping[str, ParameterSpec]) -> Iterator[Fault]:
+    for pattern in declared:
+        for name in (name for name in specs if fnmatchcase(name, pattern)):
+            allowed = specs[name].constraint
+            if allowed is not None and allowed.sign:
+                message = f"dispersion would carry {name} out of {allowed.declaration()}"
+                fix = "use mismatch, which keeps signs, or name the tensors that are meant"
+                yield Fault(message, fix, ("dispersion", pattern))
 
 
 def _readout_faults(hardware: HardwareSchema, graph: EnergyGraph) -> Iterator[Fault]:

@@ -423,6 +423,12 @@ def test_bounds_must_be_those_that_the_energy_allows() -> None:
         parse_experiment(text)
 
 
+def test_dispersion_is_not_for_what_has_a_sign() -> None:
+    text = FILE.replace("energy: hopfield", "energy: resistive") + "hardware: {dispersion: {image_hidden.g: 0.1}}\n"
+    with pytest.raises(DeclarationError, match="use mismatch, which keeps signs"):
+        parse_experiment(text)
+
+
 def test_noise_is_for_networks_that_relax(file: Path) -> None:
     with pytest.raises(DeclarationError, match="noise is for networks that relax"):
         Trainer(load_experiment(file, {"hardware.noise": "0.1", "learn.protocol": "backprop"}))
