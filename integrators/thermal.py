@@ -89,7 +89,7 @@ class Thermal(Integrator):
         vectors = Vectors(problem, state)
         x, tau = vectors.pack(state), time_constants(problem, vectors)
         generator = stream(self.seed, "noise", *self.occasion.keys)
-        draws = normal_numbers(generator, x, problem.phases, self.occasion.share)
+        draws = normal_numbers(generator, x, self.occasion.share)
         path = walk(x, lambda s: vectors.force(s) / tau, vectors.project, self.duration / steps, self.noise, draws)
         for _, x in zip(range(steps), path, strict=False):  # noqa: B007 the last one counts
             pass

@@ -73,12 +73,10 @@ def careful_step(problem: Problem, state: State) -> float:
     return min(0.1 * float(tau.min()), CAREFUL / fastest if fastest else math.inf)
 
 
-def normal_numbers(
-    generator: torch.Generator, like: Vector, phases: int = 1, share: Share | None = None
-) -> Iterator[Vector]:
-    """Standard normal numbers for the rows of every phase; of a share, the same as they are in the whole batch."""
-    rows, units = len(like) // phases, like.shape[1]
-    total, kept = (rows, slice(None)) if share is None else (share.total, share.rows)
+def normal_numbers(generator: torch.Generator, like: Vector, share: Share | None = None) -> Iterator[Vector]:
+    """Standard normal numbers like the rows of all phases; of a share, the same as they are in the whole batch."""
+    total, kept = (len(like), slice(None)) if share is None else (share.total, share.rows)
+    parts = len(like) // len(range(total)[kept])  # phases are stacked along the rows
     while True:  # drawn on the CPU, so that a seed means the same on every device
-        drawn = torch.randn((phases, total, units), generator=generator, dtype=torch.float64)
+        drawn = torch.randn((parts, total, like.shape[1]), generator=generator, dtype=torch.float64)
         yield drawn[:, kept].reshape(like.shape).to(like)
