@@ -80,7 +80,7 @@ def minimise(
         return _stationary(slopes, start)
     # a displacement has no scale of its own: only its relative change tells that it has arrived
     tolerance, unit = (4 * torch.finfo(start.dtype).eps, 1) if energy else (16 * torch.finfo(start.dtype).eps, 0)
-    near = _newton(slopes, start, domain, tolerance, unit)
+    near = _newton(slopes, start, domain, torch.finfo(start.dtype).eps ** 0.5, unit)
     if near is not None:
         return near if energy is None else _unless_risen(energy, start, near)
     lo, hi = (start - domain.period, start + domain.period) if domain.period else domain.bounds(start)
@@ -142,21 +142,19 @@ def _newton(
     """The minimum near `start`, if plain Newton steps lead there for every unit; else `None`.
 
     Close to equilibrium they nearly always do, and cost a quarter of steps inside a bracket. Each step has to meet a
-    positive curvature and to be at most half as long as the last one, so that none leads past a point seen before; the
-    next one, shorter by the same factor again, then tells whether the last one has arrived.
+    positive curvature and to be at most half as long as the last one, so that none leads past a point seen before. What
+    a step of the length of `tolerance`, the square root of the resolution, leaves over is of the order of its square.
     """
     x, longest = start, torch.ones_like(start)
-    for iteration in range(TRUSTED):
+    for _ in range(TRUSTED):
         slope, curvature = (torch.as_tensor(value, dtype=x.dtype, device=x.device) for value in slopes(x))
         step = slope / curvature
-        size, resolved = step.abs(), tolerance * (unit + x.abs())
-        if not bool(((curvature > 0) & (size <= torch.maximum(longest, resolved))).all()):
+        size, short = step.abs(), tolerance * (unit + x.abs())
+        if not bool(((curvature > 0) & (size <= torch.maximum(longest, short))).all()):
             return None
-        x = x - step
-        coming = size if iteration == 0 else size * size / (2 * longest)
-        if bool((coming <= resolved).all()):
+        x, longest = x - step, size / 2
+        if bool((size <= short).all()):
             return x if _inside(x, domain) else None
-        longest = (size / 2).clamp_min(torch.finfo(x.dtype).tiny)
     return None
 
 
