@@ -90,7 +90,8 @@ class Trajectory:
     Arguments:
         times: [times], from 0, in the declaration's unit of time.
         states: free states by node, [times, rows, *node]. Angles are unwrapped, so that they never jump.
-        energy: F, [times, rows]; without noise it never rises. Of oscillators that turn freely, in the frame that turns with them.
+        energy: F, [times, rows]; without noise it never rises. Of oscillators that turn freely, in the frame that turns
+            with them.
         residual: relative residual as in `relax`, [times, rows].
         settling_time: per row, when it had settled for good; infinite where it has not.
         converged: per row, whether it has settled.
