@@ -136,18 +136,22 @@ class ParameterSpec:
             self.name, self.on, str(changes.get("shape", self.shape)), constraint=constraint, share=share
         )
 
-    def draw(self, shape: tuple[int, ...], fans: tuple[int, int], generator: torch.Generator) -> Tensor:
+    def draw(
+        self, shape: tuple[int, ...], fans: tuple[int, int], generator: torch.Generator, rows: int | None = None
+    ) -> Tensor:
         """An initial value, in float64 on the CPU, projected to the constraint.
 
         Arguments:
             shape: shape of the tensor.
             fans: fan_in and fan_out.
             generator: source of the random numbers.
+            rows: draw as many such tensors, stacked along a first axis.
         """
         import torch
 
         from physnet import functions
 
+        full = shape if rows is None else (rows, *shape)
         values = {"fan_in": float(max(fans[0], 1)), "fan_out": float(max(fans[1], 1)), **self.constants}
 
         def evaluate(node: sp.Basic) -> Any:
@@ -156,7 +160,7 @@ class ParameterSpec:
             if not node.args or (node.is_number and not node.has(sp.core.function.AppliedUndef)):
                 if isinstance(node, sp.core.function.AppliedUndef):
                     filler = torch.zeros if node.func.__name__ == "zeros" else torch.ones
-                    return filler(shape, dtype=torch.float64)
+                    return filler(full, dtype=torch.float64)
                 return float(node)  # pyright: ignore[reportArgumentType]
             arguments = [evaluate(argument) for argument in node.args]
             if isinstance(node, sp.core.function.AppliedUndef):
@@ -165,8 +169,8 @@ class ParameterSpec:
                     count = max(math.prod(shape), 1)
                     return first + (second - first) * ((torch.arange(count).double() + 0.5) / count).view(shape)
                 if node.func.__name__ == "uniform":
-                    return first + (second - first) * torch.rand(shape, generator=generator, dtype=torch.float64)
-                return first + second * torch.randn(shape, generator=generator, dtype=torch.float64)
+                    return first + (second - first) * torch.rand(full, generator=generator, dtype=torch.float64)
+                return first + second * torch.randn(full, generator=generator, dtype=torch.float64)
             if isinstance(node, sp.Add):
                 return sum(arguments)
             if isinstance(node, sp.Mul):
@@ -180,7 +184,7 @@ class ParameterSpec:
             function = getattr(functions, renamed.get(type(node).__name__, type(node).__name__))
             return function(*(torch.as_tensor(argument, dtype=torch.float64) for argument in arguments))
 
-        value = torch.as_tensor(evaluate(self.expression()), dtype=torch.float64).expand(shape).clone()
+        value = torch.as_tensor(evaluate(self.expression()), dtype=torch.float64).expand(full).clone()
         if not bool(torch.isfinite(value).all()):
             raise DeclarationError(f"the initialiser {self.init} of {self.name} gives values that aren't finite")
         return value if self.constraint is None else self.constraint.project(value)

@@ -35,6 +35,13 @@ _Domain = Annotated[
 _TimeConstant = Annotated[
     Any, _shown(type="number", exclusiveMinimum=0, description="time constant: tau dx/dt = -dF/dx, 1 by default")
 ]
+_Initial = Annotated[
+    Any,
+    _shown(
+        type=["string", "number"],
+        description="where the states of every sample start, such as pi/2 or uniform(-pi, pi); default: relax.initial",
+    ),
+]
 _Energy = Annotated[
     Any,
     _shown(
@@ -71,6 +78,7 @@ class NodeSchema(_Strict):
     energy: _Energy = None
     term: _Expression = None
     tau: _TimeConstant = None
+    initial: _Initial = None
     parameters: _Parameters = None
 
 
