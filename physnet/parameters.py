@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 DRAWS = ("uniform", "normal", "evenly", "zeros", "ones")
+RANDOM = ("uniform", "normal")
 TWO = {"uniform": "uniform(lo, hi)", "normal": "normal(mean, std)", "evenly": "evenly(lo, hi)"}
 """How draws of two numbers are written."""
 NODE_SHAPES = ("unit", "channel", "scalar")

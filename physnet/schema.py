@@ -115,6 +115,7 @@ class LearnSchema(_Strict):
 
     protocol: str = Field(default="centered", description="a protocol, a reference, or a method such as backprop")
     beta: float = Field(default=0.1, gt=0)
+    starts: int | None = Field(default=None, ge=1, description="random starts of every sample; default: 1")
     nudged: NudgedSchema | None = None
     options: dict[str, Any] = Field(default_factory=dict, description="settings of a method, such as {alpha: 0.5}")
 
