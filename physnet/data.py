@@ -39,6 +39,13 @@ def digits() -> DataSet:
     return DataSet("digits", {"x": x_train, "y": y_train}, {"x": x_test, "y": y_test})
 
 
+def xor() -> DataSet:
+    """The exclusive or: two bits and the class that says whether they differ; the same four samples to train and test."""
+    x = np.array([[0, 0], [0, 1], [1, 0], [1, 1]], np.float32)
+    both = {"x": x, "y": np.array([0, 1, 1, 0], np.int64)}
+    return DataSet("xor", both, both)
+
+
 def npz(file: str) -> DataSet:
     """Arrays of your own in one NumPy file: x_train, y_train, x_test, y_test, or <node>_train and so on."""
     arrays = _arrays(regular_file(file, "it should hold x_train, y_train, x_test and y_test"))
@@ -89,6 +96,7 @@ DATA: Registry[Callable[..., DataSet]] = Registry(
         "imageshards": imageshards,
         "mnist": mnist,
         "npz": npz,
+        "xor": xor,
     },
     lambda name, thing: None if callable(thing) else "it must be a function that returns a physnet.data.DataSet",
 )
