@@ -40,7 +40,7 @@ def digits() -> DataSet:
 
 
 def xor() -> DataSet:
-    """The exclusive or: two bits and the class that says whether they differ; the same four samples to train and test."""
+    """The exclusive or: two bits, and as class whether they differ; the same four samples to train and to test."""
     x = np.array([[0, 0], [0, 1], [1, 0], [1, 1]], np.float32)
     both = {"x": x, "y": np.array([0, 1, 1, 0], np.int64)}
     return DataSet("xor", both, both)
