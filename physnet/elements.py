@@ -112,6 +112,8 @@ def parse_initial(declared: object) -> ParameterSpec | None:
     if isinstance(declared, bool) or not isinstance(declared, int | float | str):
         raise DeclarationError(f"an initial state is an expression, found {declared!r}", "such as uniform(-pi, pi)")
     spec = ParameterSpec("initial", "node", init=str(declared))
+    if spec.spectral:
+        raise DeclarationError("spectral is for parameters of nodes", "draw states otherwise, such as uniform(-pi, pi)")
     fans = names(spec.expression()) & {"fan_in", "fan_out"}
     if fans:
         raise DeclarationError(

@@ -435,7 +435,7 @@ def test_the_predicted_class_is_the_nearest_on_the_circle(cost: str) -> None:
 
 @pytest.mark.parametrize("cost", ["1 - cos(x - y)", "-log(1.00001 + cos(x - y))", "(cos(x) - y)**2"])
 def test_costs_of_phases_are_plain_expressions(cost: str) -> None:
-    """Values by numpy, and a nudge that turns outputs towards targets that are phases; exact updates and newton agree."""
+    """Values by numpy; a nudge turns outputs towards targets that are phases, and exact updates and newton agree."""
     model, x = readout(cost, units=3)
     x = x[:10]
     free = relax(model, Relaxation(tolerance=1e-10), image=x)
