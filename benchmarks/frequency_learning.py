@@ -1,8 +1,8 @@
 """How often learning of natural frequencies converges, by how they are drawn: python benchmarks/frequency_learning.py
 
-Of every row 50 seeds of examples/formants_frequency_learning.yaml, which draw couplings, frequencies and batches. A seed has
-converged if at most one test sample in ten is wrong in the end; it has drifted if a batch left the locking range, where
-there is no gradient. After arXiv 2604.10272.
+Of every row 50 seeds of examples/formants_frequency_learning.yaml, which draw couplings, frequencies, batches. A seed
+has converged if at most one test sample in ten is wrong in the end; it has drifted if a batch left the locking range,
+where there is no gradient. After arXiv 2604.10272.
 """
 
 from __future__ import annotations
