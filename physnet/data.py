@@ -67,7 +67,8 @@ def formants(samples: int = 100, spread: float = 0.12, seed: int = 0) -> DataSet
         hertz = [np.array(mean) * (1 + spread * draws.standard_normal((samples, 2))) for mean in VOWELS.values()]
         x = ((np.concatenate(hertz) - low) / width).clip(0, 1).astype(np.float32)
         parts.append({"x": x, "y": np.arange(len(VOWELS)).repeat(samples)})
-    return DataSet("formants", *parts)
+    train, test = parts
+    return DataSet("formants", train, test)
 
 
 def npz(file: str) -> DataSet:
