@@ -39,6 +39,38 @@ def digits() -> DataSet:
     return DataSet("digits", {"x": x_train, "y": y_train}, {"x": x_test, "y": y_test})
 
 
+def xor() -> DataSet:
+    """The exclusive or: two bits, and as class whether they differ; the same four samples to train and to test."""
+    x = np.array([[0, 0], [0, 1], [1, 0], [1, 1]], np.float32)
+    both = {"x": x, "y": np.array([0, 1, 1, 0], np.int64)}
+    return DataSet("xor", both, both)
+
+
+VOWELS = {"hid": (390.0, 1990.0), "hud": (640.0, 1190.0)}
+"""Mean first and second formants in Hz, of men (Peterson and Barney, J. Acoust. Soc. Am. 24 (1952) 175)."""
+
+
+def formants(samples: int = 100, spread: float = 0.12, seed: int = 0) -> DataSet:
+    """The first two formants of the vowels of "hid" and "hud", generated around their published means, in [0, 1].
+
+    Arguments:
+        samples: of each vowel, to train and as many to test; at least 1.
+        spread: standard deviation over speakers, as a part of the mean.
+        seed: of the draws.
+    """
+    if samples < 1 or not 0 <= spread < 1:
+        fault = f"data formants: samples is {samples!r} and spread is {spread!r}"
+        raise DataError(f"{fault}; give at least 1 sample, and a spread from 0 to 1")
+    draws, parts = np.random.default_rng(seed), list[Arrays]()
+    low, width = np.array([200.0, 600.0]), np.array([1000.0, 2000.0])  # the range of formants, in Hz
+    for _ in ("train", "test"):
+        hertz = [np.array(mean) * (1 + spread * draws.standard_normal((samples, 2))) for mean in VOWELS.values()]
+        x = ((np.concatenate(hertz) - low) / width).clip(0, 1).astype(np.float32)
+        parts.append({"x": x, "y": np.arange(len(VOWELS)).repeat(samples)})
+    train, test = parts
+    return DataSet("formants", train, test)
+
+
 def npz(file: str) -> DataSet:
     """Arrays of your own in one NumPy file: x_train, y_train, x_test, y_test, or <node>_train and so on."""
     arrays = _arrays(regular_file(file, "it should hold x_train, y_train, x_test and y_test"))
@@ -83,12 +115,14 @@ DATA: Registry[Callable[..., DataSet]] = Registry(
         "cifar100": cifar100,
         "digits": digits,
         "fashion_mnist": fashion_mnist,
+        "formants": formants,
         "imagefolder": imagefolder,
         "imagenet": imagenet,
         "imagenet32": imagenet32,
         "imageshards": imageshards,
         "mnist": mnist,
         "npz": npz,
+        "xor": xor,
     },
     lambda name, thing: None if callable(thing) else "it must be a function that returns a physnet.data.DataSet",
 )

@@ -18,7 +18,7 @@ from physnet.errors import DeclarationError, Fault, ShapeError, collected, did_y
 from physnet.graph import EnergyGraph
 from physnet.hardware import check_hardware
 from physnet.patterns import relative_to
-from physnet.reading import check_share, choose_method, read_schema
+from physnet.reading import check_share, check_starts, choose_method, read_schema
 from physnet.references import check_learning
 from physnet.schema import (
     CostSchema,
@@ -155,15 +155,20 @@ def _build(source: Source) -> Experiment:
         with relative_to(Path(source.name).parent):
             graph, *_ = collected(
                 lambda: _Builder(schema, Path(source.name).parent).build(),
-                lambda: located(("learn",), lambda: check_learning(learn.protocol, learn.beta, learn.options)),
+                lambda: located(("learn",), lambda: _check_learning(learn)),
                 lambda: located(("train", "data"), lambda: check_data(schema.train.data)),
                 lambda: located(("train", "validation"), lambda: check_share(schema.train.validation)),
                 lambda: located(("train", "augment"), lambda: find_augmentations(schema.train.augment)),
             )
             located(("hardware",), lambda: check_hardware(schema.hardware, graph))
+            located(("learn",), lambda: check_starts(graph, learn.starts, schema.relax.initial))
     except DeclarationError as error:
         raise source.relocate(error) from None
     return Experiment(graph, schema.relax, schema.learn, schema.train, source, schema.simulate, schema.hardware)
+
+
+def _check_learning(learn: LearnSchema) -> None:
+    check_learning(learn.protocol, learn.beta, learn.options, learn.starts)
 
 
 class _Builder:

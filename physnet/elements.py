@@ -14,7 +14,7 @@ from physnet.connections import Connection, Shape
 from physnet.domains import Domain
 from physnet.energy import Energy, undeclared
 from physnet.errors import DeclarationError, Fault, ShapeError, did_you_mean, located
-from physnet.expressions import RESERVED, parse, symbol
+from physnet.expressions import RESERVED, names, parse, symbol
 from physnet.parameters import ParameterSpec, parse_parameter
 
 T = TypeVar("T")
@@ -37,6 +37,8 @@ class Node:
         parameters: declarations of the parameters that the term or a cost uses.
         encode: expressions in `x` that the input is turned into.
         tau: time constant of a free node, tau dx/dt = -dF/dx.
+        initial: how the states of every sample are drawn that a free phase starts from; `None` leaves that to
+            `Relaxation.initial`.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Node:
     parameters: Mapping[str, ParameterSpec]
     encode: tuple[sp.Expr, ...] = ()
     tau: float = 1.0
+    initial: ParameterSpec | None = None
 
     @property
     def free(self) -> bool:
@@ -96,6 +99,27 @@ def parse_shape(declared: object) -> Shape:
     if not items or len(items) > 8 or math.prod(cast(list[int], items)) > MAX_UNITS:
         raise ShapeError(Fault(f"the shape {declared!r} is out of range", f"at most {MAX_UNITS} units", ("shape",)))
     return tuple(cast(list[int], items))
+
+
+def parse_initial(declared: object) -> ParameterSpec | None:
+    """How initial states are drawn: a number, or an initialiser of parameters such as `uniform(-pi, pi)`; or nothing.
+
+    Raises:
+        DeclarationError: for what is neither; states have no fans and no constants.
+    """
+    if declared is None:
+        return None
+    if isinstance(declared, bool) or not isinstance(declared, int | float | str):
+        raise DeclarationError(f"an initial state is an expression, found {declared!r}", "such as uniform(-pi, pi)")
+    spec = ParameterSpec("initial", "node", init=str(declared))
+    if spec.spectral:
+        raise DeclarationError("spectral is for parameters of nodes", "draw states otherwise, such as uniform(-pi, pi)")
+    fans = names(spec.expression()) & {"fan_in", "fan_out"}
+    if fans:
+        raise DeclarationError(
+            Fault(f"a state has no {min(fans)}", "write a number", offset=spec.init.find(min(fans)), value=spec.init)
+        )
+    return spec
 
 
 def specialise(

@@ -26,6 +26,7 @@ from physnet.elements import (
     Node,
     check_name,
     no_such_node,
+    parse_initial,
     parse_shape,
     specialise,
     unused,
@@ -73,8 +74,9 @@ class EnergyGraph:
 
         Arguments:
             shape: number of units, or the shape with channels first.
-            options: `energy` (another energy), `term` (its own node term), `domain`, `tau` (its time constant), and
-                `parameters`: changes to declared parameters, or new ones, by name.
+            options: `energy` (another energy), `term` (its own node term), `domain`, `tau` (its time constant),
+                `initial` (where its states start, such as `pi/2` or `uniform(-pi, pi)`), and `parameters`: changes to
+                declared parameters, or new ones, by name.
         """
         return self._add(name, shape, "state", **options)
 
@@ -193,6 +195,7 @@ class EnergyGraph:
         parameters: Mapping[str, Any] | None = None,
         encode: Any = None,
         tau: float | None = None,
+        initial: Any = None,
     ) -> EnergyGraph:
         path = ("nodes", name)
         check_name(name, path)
@@ -214,7 +217,8 @@ class EnergyGraph:
             needed = names(written) | ({"b"} if "a" in names(written) else set())  # a drive contains a bias
             used = {key: spec for key, spec in specs.items() if key in needed or key in overridden}
             constant = base.tau if tau is None else located((*path, "tau"), lambda: parse_time_constant(tau))
-            node = Node(name, data_shape, data_shape, role, written, lives, used, tau=constant)
+            begin = located((*path, "initial"), lambda: parse_initial(initial))
+            node = Node(name, data_shape, data_shape, role, written, lives, used, tau=constant, initial=begin)
         self.network.add_node(name, node=node)
         return self
 
@@ -402,6 +406,8 @@ class EnergyGraph:
         result["domain"] = node.domain.declaration()
         if node.tau != self.energy.tau:
             result["tau"] = node.tau
+        if node.initial is not None:
+            result["initial"] = node.initial.init
         if node.term != self.energy.term_for(node.role):
             result["term"] = write(node.term)
         changed = self._changed(node.parameters)

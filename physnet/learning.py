@@ -81,6 +81,14 @@ class Engine(nn.Module):
         """The states that the network answers with; `rows` is for networks without inputs."""
         raise NotImplementedError
 
+    def repeated(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """A batch with as many rows as the states that the network answers with."""
+        return batch
+
+    def per_sample(self, values: Tensor) -> Tensor:
+        """What was found of every state that the network answered with, [rows, ...], as one value per sample."""
+        return values
+
     @property
     def nudge(self) -> float | None:
         """The size of the nudge, of engines that have one."""
@@ -184,15 +192,22 @@ class EquilibriumPropagation(Engine):
 
     def settle(self, inputs: Mapping[str, Tensor], rows: int | None = None) -> Equilibrium:
         """The free equilibrium of a batch, from the declared initial state; `rows` is for networks without inputs."""
+        return self.free_phase(inputs, rows)
+
+    def free_phase(self, inputs: Mapping[str, Tensor], rows: int | None = None) -> Equilibrium:
+        """The free equilibrium of the rows of a batch as they are."""
         with torch.no_grad(), full_precision(self.model.device):
             problem = self.model.problem(rows, **inputs)
-            generator = stream(self.seed, "initial", self.batches)
-            start = initial_state(problem, self.relaxation.initial, generator, self.previous, self.share)
-            return run(problem, start, self._now(self.relaxation, "free"))
+            return run(problem, self.begin(problem), self._now(self.relaxation, "free"))
 
     def _now(self, settings: Relaxation, phase: str) -> Relaxation:
         """The settings of a phase of this batch, with what random numbers are drawn from."""
         return replace(settings, occasion=Occasion((self.seed, self.batches, phase), self.share))
+
+    def begin(self, problem: Problem) -> State:
+        """The state that a free phase starts from."""
+        generator = stream(self.seed, "initial", self.batches)
+        return initial_state(problem, self.relaxation.initial, generator, self.previous, self.share)
 
     @property
     def nudge(self) -> float:
@@ -210,7 +225,7 @@ class _Equilibrate(torch.autograd.Function):
     def forward(
         ctx: Any, ep: EquilibriumPropagation, inputs: Any, targets: Any, learns: bool, *leaves: Tensor
     ) -> Tensor:
-        free = ep.settle(inputs, None if inputs else len(next(iter(targets.values()), ())))
+        free = ep.free_phase(inputs, None if inputs else len(next(iter(targets.values()), ())))
         if learns and any(ctx.needs_input_grad):
             refuse_drift(free)
         wanted = ep.model.as_targets(targets, free.problem.rows)

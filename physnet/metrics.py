@@ -83,8 +83,9 @@ class Tally:
         one, none = torch.ones_like(cost), torch.zeros_like(cost)
         judged = (none, none) if rank is None else (one, (rank == 0).to(cost))
         among = none if rank is None or self.top is None else (rank < self.top).to(cost)
-        sweeps = none if nudged is None else nudged.sweeps.to(cost).view(-1, len(cost)).mean(0)
-        relaxed = (free.sweeps.to(cost), sweeps, free.residual.to(cost), (~free.converged).to(cost))
+        sweeps = none if nudged is None else _per_sample(nudged.sweeps, cost)
+        relaxed = [_per_sample(values, cost) for values in (free.sweeps, free.residual, ~free.converged)]
+        relaxed.insert(1, sweeps)
         # what is lost is counted apart, and never a part of a sample
         self.sums += torch.stack([one, cost, *judged, *relaxed, among, none]).sum(1, dtype=torch.float64)
 
@@ -100,6 +101,11 @@ class Tally:
     def gathered(self, accelerator: Accelerator) -> Tensor:
         """The sums over all processes."""
         return self.sums if accelerator.num_processes == 1 else accelerator.reduce(self.sums, "sum")  # pyright: ignore
+
+
+def _per_sample(values: Tensor, cost: Tensor) -> Tensor:
+    """The mean of each sample over its phases and starts, which are stacked along the rows."""
+    return values.to(cost).view(-1, len(cost)).mean(0)
 
 
 @dataclass(frozen=True)
@@ -140,15 +146,15 @@ def class_target(model: EnergyModel, batch: Mapping[str, Tensor]) -> str | None:
     return None
 
 
-def rank(model: EnergyModel, states: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Tensor | None:
+def rank(engine: Engine, states: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Tensor | None:
     """How many classes fit each sample better than the true one; `None` where targets are not classes.
 
     Of classes that fit alike the first one counts as the best, as it does for `argmax`.
     """
-    target = class_target(model, batch)
+    target = class_target(engine.model, batch)
     if target is None:
         return None
-    scores, true = model.scores(states, target), batch[target].long().view(-1, 1)
+    scores, true = engine.per_sample(engine.model.scores(states, target)), batch[target].long().view(-1, 1)
     own, earlier = scores.gather(1, true), torch.arange(scores.shape[1], device=scores.device) < true
     return ((scores > own) | ((scores == own) & earlier)).sum(1)
 
@@ -198,9 +204,10 @@ def measure(engine: Engine, data: Samples, accelerator: Accelerator | None = Non
         if not len(next(iter(batch.values()))):
             continue
         free = fresh.settle({name: batch[name] for name in model.inputs})
-        targets = model.as_targets({name: batch[name] for name in model.targets}, free.problem.rows)
-        cost = model.functions["cost"](model.physical, model.read(free.states), targets)
-        tally.add(cost, rank(model, free.states, batch), free)
+        targets = model.as_targets(fresh.repeated({name: batch[name] for name in model.targets}), free.problem.rows)
+        states = model.read(free.states)
+        cost = model.functions["cost"](model.physical, states, targets)
+        tally.add(fresh.per_sample(cost), rank(fresh, states, batch), free)
     means = Means.of(tally.sums if accelerator is None else tally.gathered(accelerator), top)
     data.judge(means.lost)
     return means

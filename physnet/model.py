@@ -23,9 +23,11 @@ from physnet.kept import written
 from physnet.layers import Layers, prediction_layers
 from physnet.layout import arranged
 from physnet.lowering import Plan, lower
+from physnet.parameters import ParameterSpec
 from physnet.printing import elementwise
 from physnet.problem import Problem, State
 from physnet.randomness import stream
+from physnet.spectral import separating
 
 
 class _Holder(nn.Module):
@@ -55,13 +57,25 @@ class EnergyModel(nn.Module):
     def initialise(self, seed: int) -> None:
         """Draw all parameters anew, on the CPU and in the default dtype: a pure function of the seed."""
         self._verified: dict[str, tuple[int, int]] = {}  # what check_constraints has seen: address and version
-        for name, (spec, shape, fans) in self.graph.tensors().items():
-            owner, key = name.split(".")
-            value = spec.draw(shape, fans, stream(seed, "init", name)).to(torch.get_default_dtype())
-            # set directly, because a node may be called like an attribute of a module
-            holder = self._modules.setdefault(owner, _Holder())
-            assert holder is not None
-            holder._parameters[key] = nn.Parameter(value, requires_grad=not spec.frozen)
+        tensors = self.graph.tensors()
+        late = [name for name, (spec, _, _) in tensors.items() if spec.spectral]
+        for name, (spec, shape, fans) in tensors.items():
+            drawn = torch.zeros(shape) if name in late else spec.draw(shape, fans, stream(seed, "init", name))
+            self._set(name, spec, drawn)
+        directions = separating(self) if late else {}
+        for name in late:
+            spec, shape, fans = tensors[name]
+            found = directions.get(name.split(".")[0])
+            direction = None if found is None or tuple(found.shape) != shape else found
+            self._set(name, spec, spec.draw(shape, fans, stream(seed, "init", name), direction=direction))
+
+    def _set(self, name: str, spec: ParameterSpec, value: Tensor) -> None:
+        # set directly, because a node may be called like an attribute of a module
+        owner, key = name.split(".")
+        holder = self._modules.setdefault(owner, _Holder())
+        assert holder is not None
+        parameter = nn.Parameter(value.to(torch.get_default_dtype()), requires_grad=not spec.frozen)
+        holder._parameters[key] = parameter
 
     def _load(self) -> None:
         self.functions = load(self.plan, self.source)

@@ -30,7 +30,7 @@ def explain_nonfinite(engine: Engine, batch: Mapping[str, Tensor], where: str) -
         batch: inputs and targets by name.
         where: such as "epoch 3, step 120".
     """
-    found = _first(engine, batch)
+    found = _first(engine, engine.repeated(batch))
     if found is None:
         return None
     what, fix = found

@@ -18,9 +18,15 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-DRAWS = ("uniform", "normal", "evenly", "zeros", "ones")
-TWO = {"uniform": "uniform(lo, hi)", "normal": "normal(mean, std)", "evenly": "evenly(lo, hi)"}
-"""How draws of two numbers are written."""
+DRAWS = ("uniform", "normal", "evenly", "spectral", "zeros", "ones")
+RANDOM = ("uniform", "normal")
+USAGE = {
+    "uniform": "uniform(lo, hi)",
+    "normal": "normal(mean, std)",
+    "evenly": "evenly(lo, hi)",
+    "spectral": "spectral(scale)",
+}
+"""How draws with arguments are written."""
 NODE_SHAPES = ("unit", "channel", "scalar")
 EDGE_SHAPES = ("connection", "scalar")
 
@@ -34,8 +40,9 @@ class ParameterSpec:
         on: `node` or `edge`.
         shape: `unit`, `channel` or `scalar` on nodes; `connection` (the connection's own) or `scalar` on edges.
         init: an expression over `uniform(lo, hi)`, `normal(mean, std)`, `evenly(lo, hi)` (the middles of as many equal
-            parts as there are entries, in their order), `zeros`, `ones`, `fan_in`, `fan_out`, and the names in
-            `constants`.
+            parts as there are entries, in their order), `spectral(scale)` (on the units of free nodes: `scale` times
+            the direction in which drives separate the outputs most, see `physnet.spectral`), `zeros`, `ones`,
+            `fan_in`, `fan_out`, and the names in `constants`.
         constants: numbers that `init` uses, such as `gain`, which nodes and edges may override.
         constraint: an interval that the parameter is projected to after each step, or `None`.
         frozen: whether training leaves it alone.
@@ -99,10 +106,15 @@ class ParameterSpec:
             )
         for call in parsed.atoms(sp.core.function.AppliedUndef):
             function, count = call.func.__name__, len(call.args)
-            if count != (2 if function in TWO else 0):
-                usage = TWO.get(function, function)
+            usage = USAGE.get(function, function)
+            if count != (usage.count(",") + 1 if function in USAGE else 0):
                 raise DeclarationError(Fault(f"{function} has {count} arguments", f"write {usage}", value=text))
         return parsed
+
+    @property
+    def spectral(self) -> bool:
+        """Whether it depends on the couplings, which have to be drawn before it."""
+        return any(str(call.func) == "spectral" for call in self.expression().atoms(sp.core.function.AppliedUndef))
 
     def override(self, changes: Mapping[str, Any]) -> ParameterSpec:
         """The same parameter with some of its fields or constants changed."""
@@ -136,18 +148,28 @@ class ParameterSpec:
             self.name, self.on, str(changes.get("shape", self.shape)), constraint=constraint, share=share
         )
 
-    def draw(self, shape: tuple[int, ...], fans: tuple[int, int], generator: torch.Generator) -> Tensor:
+    def draw(
+        self,
+        shape: tuple[int, ...],
+        fans: tuple[int, int],
+        generator: torch.Generator,
+        rows: int | None = None,
+        direction: Tensor | None = None,
+    ) -> Tensor:
         """An initial value, in float64 on the CPU, projected to the constraint.
 
         Arguments:
             shape: shape of the tensor.
             fans: fan_in and fan_out.
             generator: source of the random numbers.
+            rows: draw as many such tensors, stacked along a first axis.
+            direction: what `spectral(1)` is.
         """
         import torch
 
         from physnet import functions
 
+        full = shape if rows is None else (rows, *shape)
         values = {"fan_in": float(max(fans[0], 1)), "fan_out": float(max(fans[1], 1)), **self.constants}
 
         def evaluate(node: sp.Basic) -> Any:
@@ -156,17 +178,22 @@ class ParameterSpec:
             if not node.args or (node.is_number and not node.has(sp.core.function.AppliedUndef)):
                 if isinstance(node, sp.core.function.AppliedUndef):
                     filler = torch.zeros if node.func.__name__ == "zeros" else torch.ones
-                    return filler(shape, dtype=torch.float64)
+                    return filler(full, dtype=torch.float64)
                 return float(node)  # pyright: ignore[reportArgumentType]
             arguments = [evaluate(argument) for argument in node.args]
             if isinstance(node, sp.core.function.AppliedUndef):
+                if node.func.__name__ == "spectral":
+                    if direction is None:
+                        fix = "give it to a parameter with shape: unit of a free node"
+                        raise DeclarationError(f"spectral has no meaning for {self.name}", fix)
+                    return arguments[0] * direction
                 first, second = arguments
                 if node.func.__name__ == "evenly":
                     count = max(math.prod(shape), 1)
                     return first + (second - first) * ((torch.arange(count).double() + 0.5) / count).view(shape)
                 if node.func.__name__ == "uniform":
-                    return first + (second - first) * torch.rand(shape, generator=generator, dtype=torch.float64)
-                return first + second * torch.randn(shape, generator=generator, dtype=torch.float64)
+                    return first + (second - first) * torch.rand(full, generator=generator, dtype=torch.float64)
+                return first + second * torch.randn(full, generator=generator, dtype=torch.float64)
             if isinstance(node, sp.Add):
                 return sum(arguments)
             if isinstance(node, sp.Mul):
@@ -180,7 +207,7 @@ class ParameterSpec:
             function = getattr(functions, renamed.get(type(node).__name__, type(node).__name__))
             return function(*(torch.as_tensor(argument, dtype=torch.float64) for argument in arguments))
 
-        value = torch.as_tensor(evaluate(self.expression()), dtype=torch.float64).expand(shape).clone()
+        value = torch.as_tensor(evaluate(self.expression()), dtype=torch.float64).expand(full).clone()
         if not bool(torch.isfinite(value).all()):
             raise DeclarationError(f"the initialiser {self.init} of {self.name} gives values that aren't finite")
         return value if self.constraint is None else self.constraint.project(value)

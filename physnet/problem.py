@@ -228,6 +228,17 @@ class Problem:
             for name in self.model.free
         }
 
+    def declared(self, generator: torch.Generator, share: Share | None = None) -> State:
+        """The states of the nodes that declare where they start, drawn for every row; of a share as in `random`."""
+        rows, kept = (self.rows, slice(None)) if share is None else (share.total, share.rows)
+        state: State = {}
+        for name in self.model.free:
+            spec = self.model.plan.nodes[name].node.initial
+            if spec is not None:
+                drawn = spec.draw(self._shape(name), (1, 1), generator, rows)[kept]
+                state[name] = self.domain(name).project(arranged(drawn.to(self.like)))
+        return state
+
     def project(self, state: Mapping[str, Tensor]) -> State:
         """The nearest state inside the domains."""
         return {name: self.domain(name).project(value) for name, value in state.items()}

@@ -8,9 +8,12 @@ from dataclasses import replace
 from typing import Any
 
 from pydantic import ValidationError
+from sympy.core.function import AppliedUndef
 
 from physnet.energy import FORMAT
 from physnet.errors import DeclarationError, Fault, did_you_mean, located
+from physnet.graph import EnergyGraph
+from physnet.parameters import RANDOM
 from physnet.references import find_learning
 from physnet.schema import ExperimentSchema, LearnSchema, TrainSchema, keys_at
 from physnet.sources import Source
@@ -115,3 +118,28 @@ def check_share(declared: Any) -> None:
         raise DeclarationError(
             Fault(f"validation is {declared!r}", "give a number of samples such as 5000, or a fraction such as 0.1")
         )
+
+
+def check_starts(graph: EnergyGraph, starts: int | None, initial: str) -> None:
+    """Refuse several starts of every sample that would all be alike.
+
+    Arguments:
+        graph: says where nodes start that don't start as `initial` says.
+        starts: how many; `None` for one.
+        initial: `relax.initial`.
+
+    Raises:
+        DeclarationError: if no state starts at random, or `initial` is `previous`.
+    """
+    if starts is None or starts == 1:
+        return
+    own = [node.initial.expression() for node in graph.nodes() if node.initial is not None]
+    if initial == "previous":
+        message = f"{starts} starts, but every batch goes on from where the last one ended"
+        fix = "use relax: {initial: random}"
+    elif initial == "random" or any(str(call.func) in RANDOM for one in own for call in one.atoms(AppliedUndef)):
+        return
+    else:
+        message = f"{starts} starts of every sample, but no state starts at random"
+        fix = "use relax: {initial: random}, or give a node initial: uniform(-pi, pi)"
+    raise DeclarationError(Fault(message, fix, ("starts",)))

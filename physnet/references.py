@@ -76,14 +76,17 @@ def find_learning(name: str) -> Protocol | Reference | Method:
     return METHODS[name] if name in METHODS else find_method(name)
 
 
-def check_learning(name: str, beta: float, options: Mapping[str, Any]) -> None:
-    """Refuse a protocol, reference or method that doesn't exist, or doesn't have such options.
+def check_learning(name: str, beta: float, options: Mapping[str, Any], starts: int | None = None) -> None:
+    """Refuse a protocol, reference or method that doesn't exist, or doesn't have such options or several starts.
 
     Raises:
         DeclarationError: with faults under the keys of `learn`.
     """
     found = find_learning(name)
     if isinstance(found, Method):
+        if starts is not None and starts > 1:
+            message, fix = f"{name} has no free phase", "starts are for protocols, such as centered"
+            raise DeclarationError(Fault(message, fix, ("starts",), at_key=True))
         found.configured(beta, options)
     elif options:
         message = f"{name} has no options"

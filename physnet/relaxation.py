@@ -72,7 +72,8 @@ class Relaxation:
             float32, 1e-10 and 1e-8 in float64.
         max_sweeps: where to give up; `flow` makes 20 evaluations of the force for each.
         initial: where the free phase starts: `zero`, `forward` (one sweep from zero in the order of the signal),
-            `random`, or `previous` (the state of the last batch, where it had the same size).
+            `random`, or `previous` (the state of the last batch, where it had the same size). Nodes that declare an
+            initial state of their own start from it, and not from zero or a random state.
         options: settings of the integrator, by name.
         occasion: which relaxation this is, for integrators that draw random numbers.
     """
@@ -339,12 +340,12 @@ def initial_state(
     previous: State | None = None,
     share: Share | None = None,
 ) -> State:
-    """The state that a free phase starts from; `previous` falls back to zero where it doesn't fit."""
-    if initial == "random":
-        return problem.random(generator, share)
-    state = problem.zero()
+    """The state that a free phase starts from: what nodes declare goes before `zero` and `random`, and `previous` goes
+    before that, where it fits."""
+    state = problem.random(generator, share) if initial == "random" else problem.zero()
     if initial == "previous" and previous is not None and all(_alike(previous[name], state[name]) for name in state):
         return {name: arranged(value) for name, value in previous.items()}
+    state |= problem.declared(generator, share)
     if initial == "forward":
         for node in problem.model.free:
             for block in problem.blocks_of(node):

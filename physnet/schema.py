@@ -35,6 +35,13 @@ _Domain = Annotated[
 _TimeConstant = Annotated[
     Any, _shown(type="number", exclusiveMinimum=0, description="time constant: tau dx/dt = -dF/dx, 1 by default")
 ]
+_Initial = Annotated[
+    Any,
+    _shown(
+        type=["string", "number"],
+        description="where the states of every sample start, such as pi/2 or uniform(-pi, pi); default: relax.initial",
+    ),
+]
 _Energy = Annotated[
     Any,
     _shown(
@@ -71,6 +78,7 @@ class NodeSchema(_Strict):
     energy: _Energy = None
     term: _Expression = None
     tau: _TimeConstant = None
+    initial: _Initial = None
     parameters: _Parameters = None
 
 
@@ -107,6 +115,7 @@ class LearnSchema(_Strict):
 
     protocol: str = Field(default="centered", description="a protocol, a reference, or a method such as backprop")
     beta: float = Field(default=0.1, gt=0)
+    starts: int | None = Field(default=None, ge=1, description="random starts of every sample; default: 1")
     nudged: NudgedSchema | None = None
     options: dict[str, Any] = Field(default_factory=dict, description="settings of a method, such as {alpha: 0.5}")
 

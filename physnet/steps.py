@@ -199,8 +199,8 @@ class Steps:
         if share.count:
             record = engine.last
             assert record is not None
-            fit = rank(engine.model, record.free.states, batch)
-            self.tally.add(record.cost, fit, record.free, record.nudged)
+            fit = rank(engine, record.free.states, batch)
+            self.tally.add(engine.per_sample(record.cost), fit, record.free, record.nudged)
             self.tally.lose(self.data.lost(rows))
         return batch, cost
 

@@ -39,6 +39,7 @@ from physnet.relaxation import Relaxation, make_integrator
 from physnet.runs import RunFolder, check_run, differences, digest, identity, new_folder
 from physnet.samples import Reading, Samples
 from physnet.schema import LearnSchema, NudgedSchema, RelaxSchema
+from physnet.starts import MultiStart
 from physnet.steps import Position, Steps
 from physnet.validation import best_epoch, hold_out
 
@@ -58,13 +59,15 @@ def engine(
     if learn.protocol in METHODS:
         method = METHODS[learn.protocol]
         return method.make(model, seed, precision, method.configured(learn.beta, learn.options))
-    return EquilibriumPropagation(
+    several = {} if learn.starts is None else {"starts": learn.starts}
+    return (MultiStart if several else EquilibriumPropagation)(
         model,
         learn.beta,
         learn.protocol,
         relaxation=relaxation_settings(relax),
         nudged=None if learn.nudged is None else relaxation_settings(learn.nudged),
         seed=seed,
+        **several,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -85,16 +86,30 @@ def test_gradients_of_a_resistive_network_by_finite_differences() -> None:
             assert relative_error(value, exact[name]) < bound, (protocol, beta, name)
 
 
-def test_gradients_of_an_oscillator_network_by_finite_differences() -> None:
-    """Published for couplings, fields and their phases, centered at beta = .01: at most 3e-4 (arXiv 2402.08579)."""
-    graph = EnergyGraph("xy").input("image", 2)
-    fields = {"h": {"init": "normal(1, 0.3)"}}
-    graph.state("hidden", 3, parameters=fields).output("label", 2, cost="1 - cos(x - y)", parameters=fields)
-    graph.couple("image", "hidden").couple("hidden", "label").couple("image", "label")
+FIELDS = {"h": {"init": "normal(1, 0.3)"}}
+OSCILLATORS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "xy": (FIELDS, {}, "1 - cos(x - y)"),
+    "oscillator-ising": (FIELDS | {"s": {"init": "uniform(0.1, 0.4)"}}, {}, "(cos(x) - y)**2/2"),
+    "kuramoto": ({"omega": {"spread": 0.2}}, {"w": {"init": "uniform(0.5, 1)"}}, "-log(1.00001 + cos(x - y))"),
+}
+"""By entry of the catalogue: the parameters of free nodes and of edges, and a cost."""
+
+
+@pytest.mark.parametrize("entry", OSCILLATORS)
+def test_gradients_of_an_oscillator_network_by_finite_differences(entry: str) -> None:
+    """Published for couplings, fields and their phases, centered at beta = .01: at most 3e-4 (arXiv 2402.08579); for
+    injections 5e-6 (2505.02103); for natural frequencies 1e-4 at .005 (2604.10272)."""
+    own, weights, cost = OSCILLATORS[entry]
+    graph = EnergyGraph(entry).input("image", 2).state("hidden", 3, parameters=own)
+    graph.output("label", 2, cost=cost, parameters=own)
+    for pre, post in (("image", "hidden"), ("hidden", "label"), ("image", "label")):
+        graph.couple(pre, post, parameters=weights)
     model = compile_energy(graph, seed=1)
     batch = {"image": 2 * torch.rand(4, 2) - 1, "target": torch.rand(4, 2)}
     exact = finite_differences(model, **batch)
     ep = EquilibriumPropagation(model, 0.01, relaxation=TIGHT, nudged=TIGHT_NUDGED)
-    for name, value in gradients(ep, **batch).items():
+    found = gradients(ep, **batch)
+    assert {name.split(".")[1] for name in found} == {"w", *own, *(("psi",) if entry == "xy" else ())}
+    for name, value in found.items():
         assert exact[name].norm() > 1e-4, name
         assert relative_error(value, exact[name]) < 3e-4, name

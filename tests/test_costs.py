@@ -462,7 +462,8 @@ def test_predictions_are_the_largest_logit(name: str) -> None:
     assert torch.equal(model.scores(states).argmax(1), z.argmax(1))
     order = torch.argsort(z, dim=1, descending=True)
     places = (order == y.view(-1, 1)).int().argmax(1)  # that of the true class among all
-    assert torch.equal(rank(model, states, {"target": y}), places)  # pyright: ignore[reportArgumentType]
+    found = rank(EquilibriumPropagation(model), states, {"target": y})
+    assert found is not None and torch.equal(found, places)
 
 
 def test_targets_have_the_shape_of_the_readout() -> None:

@@ -148,3 +148,11 @@ def test_sizes_that_do_not_fit_the_network_are_refused() -> None:
 def test_unknown_data_is_a_declaration_error(declared) -> None:
     with pytest.raises(DeclarationError):
         load_data(declared)
+
+
+def test_the_exclusive_or() -> None:
+    data = load_data("xor")
+    for samples in (data.train, data.test):
+        found = samples.first(4)
+        assert found["y"].tolist() == [int(a != b) for a, b in found["x"].tolist()]
+        assert {tuple(row) for row in found["x"].tolist()} == {(0, 0), (0, 1), (1, 0), (1, 1)}

@@ -391,3 +391,79 @@ def test_the_command_shows_arrays_without_data(tmp_path: Path, shape: str, patte
     assert (out / "simulation.png").read_bytes().startswith(b"\x89PNG")
     with Image.open(out / "phases.gif") as moving:
         assert moving.n_frames == 13  # pyright: ignore[reportAttributeAccessIssue]
+
+
+# --------------------------------------------------------------------------- costs of phases
+
+CLASSES = {
+    "1 - cos(x - pi*y)": lambda x, y: 1 - np.cos(x - np.pi * y),
+    "-log(1.00001 + cos(x - pi*y))": lambda x, y: -np.log(1.00001 + np.cos(x - np.pi * y)),
+    "(cos(x) - y)**2/2": lambda x, y: (np.cos(x) - y) ** 2 / 2,
+}
+"""Costs of classes, whose units have the target 1 if true and else 0: here phases 0 and pi, or cosines 0 and 1."""
+
+
+def readout(cost: str, shift: float = 0.0, units: int = 5) -> tuple[EnergyModel, torch.Tensor]:
+    """A net whose outputs stand where fields point to, at random phases that are turned by `shift`."""
+    fields = {"h": {"init": "ones"}, "psi": {"init": f"uniform(-pi, pi) + {shift}"}}
+    graph = EnergyGraph("xy").input("image", 3).output("label", units, cost=cost, parameters=fields)
+    model = compile_energy(graph.couple("image", "label", parameters={"w": {"gain": 3.0}}), 3).double()
+    return model, phases(40, 3)
+
+
+@pytest.mark.parametrize("turns", [0, 1, -3])
+@pytest.mark.parametrize("cost", CLASSES)
+def test_the_predicted_class_is_the_one_that_costs_least(cost: str, turns: int) -> None:
+    """Of every class, the whole cost is worked out in numpy; whole turns of a state change nothing."""
+    model, x = readout(cost)
+    label = relax(model, image=x)["label"] + 2 * math.pi * turns
+    targets = np.eye(5)[:, None]
+    costs = CLASSES[cost](label.numpy(), targets).sum(2)  # [classes, rows]
+    best = model.scores({"label": label}).argmax(1)
+    assert torch.equal(best, torch.as_tensor(costs.argmin(0)))
+    assert len(best.unique()) > 2
+
+
+@pytest.mark.parametrize("cost", [name for name in CLASSES if "pi" in name])
+def test_the_predicted_class_is_the_nearest_on_the_circle(cost: str) -> None:
+    """The class whose own phase pi is nearest to that of its unit, wherever angles are cut open."""
+    model, x = readout(cost)
+    label = relax(model, image=x)["label"]
+    distance = CIRCLE.difference(label, torch.full_like(label, math.pi)).abs()
+    assert torch.equal(model.scores({"label": label}).argmax(1), distance.argmin(1))
+
+
+@pytest.mark.parametrize("cost", ["1 - cos(x - y)", "-log(1.00001 + cos(x - y))", "(cos(x) - y)**2"])
+def test_costs_of_phases_are_plain_expressions(cost: str) -> None:
+    """Values by numpy; a nudge turns outputs towards targets that are phases, and exact updates and newton agree."""
+    model, x = readout(cost, units=3)
+    x = x[:10]
+    free = relax(model, Relaxation(tolerance=1e-10), image=x)
+    target = free["label"] + phases(10, 3) if "cos(x - y)" in cost else torch.cos(phases(10, 3))
+    found = [
+        relax(model, Relaxation(integrator, tolerance=1e-8), image=x, target=target, beta=0.1)
+        for integrator in ("blocks", "newton")
+    ]
+    label, y = free["label"].numpy(), target.numpy()
+    by_hand = {
+        "1 - cos(x - y)": lambda z: (1 - np.cos(z - y)).sum(1),
+        "-log(1.00001 + cos(x - y))": lambda z: -np.log(1.00001 + np.cos(z - y)).sum(1),
+        "(cos(x) - y)**2": lambda z: ((np.cos(z) - y) ** 2).sum(1),
+    }[cost]
+    values = model.functions["cost"](model.tensors, free.states, {"target": target}).detach().numpy()
+    assert np.allclose(values, by_hand(label), rtol=1e-9)
+    nudged = found[0]["label"]
+    assert bool((by_hand(nudged.numpy()) < by_hand(label)).all())
+    assert float(CIRCLE.difference(nudged, found[1]["label"]).abs().max()) < 1e-6
+
+
+def test_the_log_cosine_drives_an_output_away_from_the_opposite_phase() -> None:
+    """dC/dx = sin d/(1 + eps + cos d): near d = pi the force of 1 - cos vanishes; that of the log-cosine is large."""
+    for cost, strong in (("1 - cos(x - y)", False), ("-log(1.00001 + cos(x - y))", True)):
+        graph = EnergyGraph("xy").output("label", 1, cost=cost)
+        problem = compile_energy(graph).double().problem(rows=1)
+        problem = problem.nudged({"target": torch.zeros(1, 1, dtype=torch.float64)}, [1.0])
+        d = math.pi - 0.01
+        force = problem.force({"label": torch.tensor([[d]], dtype=torch.float64)})["label"].item()
+        exact = -math.sin(d) / ((1.00001 + math.cos(d)) if strong else 1)
+        assert force == pytest.approx(exact, rel=1e-9) and (abs(force) > 100) == strong
