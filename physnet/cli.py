@@ -15,7 +15,7 @@ from rich.table import Table
 from physnet.declaration import Experiment, load_experiment
 from physnet.errors import DeclarationError, PhysnetError
 from physnet.seeing import draw, simulate, sweep
-from physnet.terminal import File, Set, changes, console
+from physnet.terminal import File, Hardware, Set, changes, console
 
 if TYPE_CHECKING:
     from physnet.registry import Registry
@@ -107,12 +107,13 @@ def _resume_command(trainer: Trainer) -> str:
 def evaluate(
     folder: Annotated[Path, typer.Argument(help="the folder of a run", show_default=False)],
     best: Annotated[bool, typer.Option("--best", help="as it was after the best validation epoch")] = False,
+    hardware: Hardware = None,
 ) -> None:
     """Test a trained network on the test set of its run."""
     from physnet.metrics import measure
     from physnet.training import load_run
 
-    trainer = load_run(folder, best)
+    trainer = load_run(folder, best, changes(hardware, "hardware"))
     found = measure(trainer.engine, trainer.test, top=trainer.top)
     console.print(f"test cost  {found.cost:.5f}")
     if found.error is not None:

@@ -16,12 +16,14 @@ from physnet.elements import no_such_node
 from physnet.energy import Energy, energy_from_mapping, load_energy
 from physnet.errors import DeclarationError, Fault, ShapeError, collected, did_you_mean, located
 from physnet.graph import EnergyGraph
+from physnet.hardware import check_hardware
 from physnet.patterns import relative_to
 from physnet.reading import check_share, check_starts, choose_method, read_schema
 from physnet.references import check_learning
 from physnet.schema import (
     CostSchema,
     ExperimentSchema,
+    HardwareSchema,
     LearnSchema,
     NodeSchema,
     RelaxSchema,
@@ -42,6 +44,7 @@ class Experiment:
         relax, learn, train: settings, with defaults filled in.
         source: the file, for the places of later errors.
         simulate: settings of `physnet simulate`, on which no run depends.
+        hardware: the device that the network runs on; without imperfections by default.
     """
 
     graph: EnergyGraph
@@ -50,6 +53,7 @@ class Experiment:
     train: TrainSchema
     source: Source = field(repr=False)
     simulate: SimulateSchema = field(default_factory=SimulateSchema)
+    hardware: HardwareSchema = field(default_factory=HardwareSchema)
 
     @property
     def data(self) -> Any:
@@ -70,11 +74,16 @@ class Experiment:
 
     def resolved(self) -> dict[str, Any]:
         """Everything that a run depends on, as plain data that can be read back."""
-        return self.graph.declaration() | {
-            "relax": self.relax.model_dump(),
-            "learn": self.learn.model_dump(exclude_none=True),
-            "train": self.train.model_dump(exclude_none=True) | {"data": self.data},
-        }
+        device = self.hardware.model_dump(exclude_defaults=True)
+        return (
+            self.graph.declaration()
+            | ({"hardware": device} if device else {})
+            | {
+                "relax": self.relax.model_dump(),
+                "learn": self.learn.model_dump(exclude_none=True),
+                "train": self.train.model_dump(exclude_none=True) | {"data": self.data},
+            }
+        )
 
     def fault(self, message: str, fix: str, *path: str | int) -> DeclarationError:
         """An error that points into the file."""
@@ -152,9 +161,10 @@ def _build(source: Source) -> Experiment:
                 lambda: located(("train", "augment"), lambda: find_augmentations(schema.train.augment)),
             )
             located(("learn",), lambda: check_starts(graph, learn.starts, schema.relax.initial))
+            located(("hardware",), lambda: check_hardware(schema.hardware, graph))
     except DeclarationError as error:
         raise source.relocate(error) from None
-    return Experiment(graph, schema.relax, schema.learn, schema.train, source, schema.simulate)
+    return Experiment(graph, schema.relax, schema.learn, schema.train, source, schema.simulate, schema.hardware)
 
 
 def _check_learning(learn: LearnSchema) -> None:

@@ -252,7 +252,7 @@ class DualPropagation(Engine):
         """The mean cost of a batch, differentiable once."""
         self.count(step)
         inputs, targets = self.parted(batch)
-        tensors = self.model.tensors
+        tensors = self.model.physical
         rows = None if inputs else len(next(iter(targets.values()), ()))
         with full_precision(self.model.device):
             problem = self.batch(inputs, rows, tensors)
@@ -263,7 +263,7 @@ class DualPropagation(Engine):
     def settle(self, inputs: Mapping[str, Tensor], rows: int | None = None) -> Equilibrium:
         """The states of a batch after one pass."""
         with torch.no_grad(), full_precision(self.model.device):
-            problem = self.batch(inputs, rows, self.model.tensors)
+            problem = self.batch(inputs, rows, self.model.physical)
             state, _ = self.net.run(problem, self.net.fixed(problem))
             return self.net.passed(problem, {name: state[name] for name in self.net.layers.nodes})
 

@@ -24,7 +24,7 @@ from physnet.problem import Problem, Share, State
 from physnet.protocols import Protocol
 from physnet.randomness import stream
 from physnet.references import Reference, find_method, protocol_of
-from physnet.relaxation import DRIFT, Equilibrium, Relaxation, full_precision, initial_state, run, run_nudged
+from physnet.relaxation import DRIFT, Equilibrium, Occasion, Relaxation, full_precision, initial_state, run, run_nudged
 
 
 @dataclass
@@ -186,7 +186,7 @@ class EquilibriumPropagation(Engine):
         """
         self.count(step)
         inputs, targets = self.parted(batch)
-        leaves = (*inputs.values(), *self.model.tensors.values())
+        leaves = (*inputs.values(), *self.model.physical.values())
         with full_precision(self.model.device):
             return _Equilibrate.apply(self, inputs, targets, torch.is_grad_enabled(), *leaves)  # pyright: ignore
 
@@ -198,12 +198,16 @@ class EquilibriumPropagation(Engine):
         """The free equilibrium of the rows of a batch as they are."""
         with torch.no_grad(), full_precision(self.model.device):
             problem = self.model.problem(rows, **inputs)
-            return run(problem, self.begin(problem), self.relaxation)
+            return run(problem, self.begin(problem), self._now(self.relaxation, "free"))
 
     def begin(self, problem: Problem) -> State:
         """The state that a free phase starts from."""
         generator = stream(self.seed, "initial", self.batches)
         return initial_state(problem, self.relaxation.initial, generator, self.previous, self.share)
+
+    def _now(self, settings: Relaxation, phase: str) -> Relaxation:
+        """The settings of a phase of this batch, with what random numbers are drawn from."""
+        return replace(settings, occasion=Occasion((self.seed, self.batches, phase), self.share))
 
     @property
     def nudge(self) -> float:
@@ -234,7 +238,9 @@ class _Equilibrate(torch.autograd.Function):
             ctx.free, ctx.targets, ctx.reference = free, wanted, ep.reference
             if ep.reference is None:
                 ctx.coefficients = coefficients
-                ctx.nudged = ep.last.nudged = run_nudged(free, wanted, betas, ep.nudged, ep.protocol.clamps)
+                ctx.nudged = ep.last.nudged = run_nudged(
+                    free, wanted, betas, ep._now(ep.nudged, "nudged"), ep.protocol.clamps
+                )
                 refuse_drift(ctx.nudged)
                 if ep.watch and ep.batches % ep.watch == 1 % ep.watch and not ep.protocol.clamps:
                     ep.last.jumped = find_jumps(free, ctx.nudged, wanted, betas)

@@ -205,7 +205,8 @@ def measure(engine: Engine, data: Samples, accelerator: Accelerator | None = Non
             continue
         free = fresh.settle({name: batch[name] for name in model.inputs})
         targets = fresh.repeated({name: batch[name] for name in model.targets})
-        cost = model.functions["cost"](model.tensors, free.states, model.as_targets(targets, free.problem.rows))
+        wanted = model.as_targets(targets, free.problem.rows)
+        cost = model.functions["cost"](model.physical, model.read(free.states), wanted)
         tally.add(fresh.per_sample(cost), rank(fresh, free.states, batch), free)
     means = Means.of(tally.sums if accelerator is None else tally.gathered(accelerator), top)
     data.judge(means.lost)

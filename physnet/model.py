@@ -14,9 +14,11 @@ from torch import Tensor, nn
 
 from physnet.codegen import generate, load
 from physnet.costs import Target
+from physnet.domains import Interval
 from physnet.elements import Node
 from physnet.errors import DeclarationError, RelaxationError, ShapeError
 from physnet.graph import EnergyGraph
+from physnet.hardware import PERFECT, Chip
 from physnet.kept import written
 from physnet.layers import Layers, prediction_layers
 from physnet.layout import arranged
@@ -41,6 +43,9 @@ class EnergyModel(nn.Module):
         plan: the intermediate form of the graph.
         seed: initial parameters are a pure function of it.
     """
+
+    chip: Chip = PERFECT
+    """What the network runs on."""
 
     def __init__(self, plan: Plan, seed: int = 0) -> None:
         super().__init__()
@@ -99,6 +104,24 @@ class EnergyModel(nn.Module):
             for key, value in holder._parameters.items()
             if value is not None
         }
+
+    @property
+    def physical(self) -> dict[str, Tensor]:
+        """What the energy reads: all parameters as the chip has them, differentiable in those that are programmed."""
+        return self.chip.view(self.tensors)
+
+    def mount(self, chip: Chip) -> None:
+        """Put the network on a chip; parameters beyond its bounds are moved there."""
+        self.chip = chip
+        self.__dict__.pop("_constrained", None)
+        self._verified = {}
+        self.project_parameters()
+
+    def read(self, states: Mapping[str, Tensor]) -> State:
+        """States as they are read out: those of output nodes on the levels of the chip."""
+        outputs = {target.node for target in self.targets.values()}
+        read = {node: self.chip.read(states[node], self.graph.node(node).domain) for node in outputs}
+        return {**states, **read}
 
     @property
     def device(self) -> torch.device:
@@ -225,7 +248,7 @@ class EnergyModel(nn.Module):
         For squared errors this orders classes as the state or the readout does, and for `cross_entropy` it is that;
         the largest score is the prediction.
         """
-        tensors, scores = self.tensors, list[Tensor]()
+        tensors, states, scores = self.physical, self.read(states), list[Tensor]()
         plain = {cost.node for cost in self.graph.costs if cost.target == target and not cost.external}
         for name in self.free:
             if name in plain:
@@ -243,31 +266,31 @@ class EnergyModel(nn.Module):
 
         A change through `.data`, which torch doesn't count, goes unnoticed.
         """
-        for name, (spec, _, _) in self._constrained.items():
+        for name, allowed in self._constrained.items():
             value = self.tensors[name]
             if not value.is_inference() and self._verified.get(name) == written(value):
                 continue
-            assert spec.constraint is not None
-            lo, hi = spec.constraint.lo, spec.constraint.hi
-            if not bool(((value >= lo) & (value <= hi)).all()):
+            if not bool(((value >= allowed.lo) & (value <= allowed.hi)).all()):
                 raise RelaxationError(
-                    f"the parameter {name} violates its constraint {spec.constraint.declaration()}: "
+                    f"the parameter {name} violates its constraint {allowed.declaration()}: "
                     "call model.project_parameters() after changing it, or ep.attach(optimizer)"
                 )
             if not value.is_inference():
                 self._verified[name] = written(value)
 
     @cached_property
-    def _constrained(self) -> dict[str, Any]:
-        return {name: entry for name, entry in self.graph.tensors().items() if entry[0].constraint is not None}
+    def _constrained(self) -> dict[str, Interval]:
+        """Where parameters have to stay, by the energy or by the chip."""
+        specs = {name: spec for name, (spec, _, _) in self.graph.tensors().items()}
+        allowed = {name: spec.constraint for name, spec in specs.items() if spec.constraint is not None}
+        return allowed | dict(self.chip.bounds)
 
     @torch.no_grad()
     def project_parameters(self) -> None:
         """Move every constrained parameter to the nearest value that is allowed."""
-        for name, (spec, _, _) in self._constrained.items():
+        for name, allowed in self._constrained.items():
             value = self.tensors[name]
-            assert spec.constraint is not None
-            value.clamp_(spec.constraint.lo, spec.constraint.hi)
+            value.clamp_(allowed.lo, allowed.hi)
             self._verified[name] = written(value)
 
     def _repr_html_(self) -> str:

@@ -213,6 +213,44 @@ def sweep_picture(summary: Sequence[Mapping[str, Any]], keys: Sequence[str], met
     return _save(figure, path)
 
 
+def robustness_picture(
+    groups: Mapping[Any, Sequence[float]], perfect: float, labels: tuple[str, str, str], path: str | Path
+) -> Path:
+    """Draw accuracy against a property of the hardware: every chip, and mean and standard deviation of all.
+
+    Arguments:
+        groups: the accuracies of all chips, by value of the property.
+        perfect: that of perfect hardware.
+        labels: title, what the property is, what is measured; with units.
+        path: where to write the picture.
+    """
+    figure, (axis,) = _figure(1, labels[0])
+    values = list(groups)
+    numeric = all(isinstance(value, int | float) for value in values)
+    places = values if numeric else list(range(len(values)))
+    axis.axhline(perfect, color=TEST, linestyle="--", linewidth=1.2, label=f"perfect hardware: {perfect:.4g}")
+    several = any(len(chips) > 1 for chips in groups.values())
+    for place, chips in zip(places, groups.values(), strict=True):
+        if several:
+            axis.plot([place] * len(chips), chips, ".", color=FREE, alpha=0.35, markersize=5)
+    means = [sum(chips) / len(chips) for chips in groups.values()]
+    errors = [float(torch.tensor(chips).std()) if len(chips) > 1 else 0.0 for chips in groups.values()]
+    label, line = "chips, mean and standard deviation" if several else None, "-" if numeric else "none"
+    axis.errorbar(
+        places, means, errors if several else None, color=FREE, marker="o", capsize=3, linestyle=line, label=label
+    )
+    if not numeric:
+        axis.set_xticks(places, [str(value).strip("{}").replace('"', "") for value in values], size=8)
+        axis.margins(x=0.5 / len(values))
+    elif min(values) > 0 and max(values) >= 20 * min(values):
+        axis.set_xscale("log")
+    if all(isinstance(value, int) for value in values):
+        axis.set_xticks(values, list(map(str, values)))
+    axis.set(xlabel=labels[1], ylabel=labels[2])
+    axis.legend(frameon=False, fontsize=8)
+    return _save(figure, path)
+
+
 def _figure(panels: int, title: str) -> tuple[Figure, Any]:
     import matplotlib as mpl
 

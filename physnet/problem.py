@@ -84,7 +84,7 @@ class Problem:
         parameters: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.model, self.clamped, self.rows = model, clamped, rows
-        self.parameters = model.tensors if parameters is None else parameters
+        self.parameters = model.physical if parameters is None else parameters
         self.weights = self.parameters
         self.resolution = 4 * torch.finfo(self.like.dtype).eps  # relative steps below this one are noise
         self.targets, self.beta = targets or {}, beta

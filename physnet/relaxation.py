@@ -50,6 +50,19 @@ _NUDGED = {torch.float32: 1e-2, torch.float64: 1e-8}
 
 
 @dataclass(frozen=True)
+class Occasion:
+    """Which relaxation this is: all that an integrator draws is a pure function of it and of the integrator's seed.
+
+    Arguments:
+        keys: such as the seed of the run and the number of the batch.
+        share: which rows of the whole batch are relaxed, where processes divide it.
+    """
+
+    keys: tuple[int | str, ...] = ()
+    share: Share | None = None
+
+
+@dataclass(frozen=True)
 class Relaxation:
     """How to relax one kind of phase.
 
@@ -62,6 +75,7 @@ class Relaxation:
             `random`, or `previous` (the state of the last batch, where it had the same size). Nodes that declare an
             initial state of their own start from it, and not from zero or a random state.
         options: settings of the integrator, by name.
+        occasion: which relaxation this is, for integrators that draw random numbers.
     """
 
     integrator: str = "auto"
@@ -69,6 +83,7 @@ class Relaxation:
     max_sweeps: int = 1000
     initial: str = "zero"
     options: Mapping[str, Any] = field(default_factory=dict)
+    occasion: Occasion = field(default_factory=Occasion)
 
     def __post_init__(self) -> None:
         if self.initial not in INITIAL:
@@ -128,6 +143,8 @@ class Integrator(ABC):
     idea: str
     coordinates: str = "states"
     """Of nudged phases: `states`; where a state is predicted also `errors`, or `plain states` in the model's dtype."""
+    occasion: Occasion = Occasion()
+    """Which relaxation this is; known from when it begins."""
 
     @classmethod
     def concerns(cls, problem: Problem) -> bool:
@@ -379,6 +396,7 @@ def run(problem: Problem, state: State, settings: Relaxation, *, quiet: bool = F
     """
     kind, reason = choose(problem, settings.integrator)
     chosen = _construct(kind, settings.options)
+    chosen.occasion = settings.occasion
     dtype = problem.model.dtype
     default = (_NUDGED if isinstance(problem, Nudged) else _FREE).get(dtype, 1e-3)
     if settings.tolerance is not None and settings.tolerance < torch.finfo(dtype).eps:

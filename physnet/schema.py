@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from physnet.energy import FORMAT
 
@@ -173,6 +173,57 @@ class SimulateSchema(_Strict):
     animate: bool = Field(default=False, description="whether to write an animation of the phases of oscillators")
 
 
+class NoiseSchema(_Strict):
+    """White noise in the dynamics: dx = -(1/tau) dF/dx dt + strength dW."""
+
+    strength: float = Field(ge=0, description="of the kicks, in states per square root of the unit of tau")
+    duration: float = Field(default=10.0, gt=0, description="how long it acts on a state that has settled")
+    step: float | None = Field(default=None, gt=0, description="of time; default: found from the curvature")
+
+
+_Positive = Annotated[float, Field(ge=0)]
+_Bits = Annotated[int, Field(ge=1, le=24)]
+_Range = Annotated[list[float], Field(min_length=2, max_length=2)]
+_POSITIVE = {"type": "number", "minimum": 0}
+_BITS = {"type": "integer", "minimum": 1, "maximum": 24}
+_RANGE = {"type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2}
+
+
+def _for_all(**one: Any) -> tuple[BeforeValidator, WithJsonSchema]:
+    """A mapping by tensor, in whose place a single value for all tensors may stand."""
+    wrap = BeforeValidator(lambda value: value if value is None or isinstance(value, dict) else {"*": value})
+    return wrap, _shown(anyOf=[one, {"type": "object", "additionalProperties": one}])
+
+
+_ByTensor = Annotated[dict[str, _Positive], *_for_all(**_POSITIVE)]
+_BitsByTensor = Annotated[dict[str, _Bits], *_for_all(**_BITS)]
+_RangeByTensor = Annotated[dict[str, _Range], *_for_all(**_RANGE)]
+_Noise = Annotated[
+    NoiseSchema | None,
+    BeforeValidator(
+        lambda value: value if value is None or isinstance(value, dict | NoiseSchema) else {"strength": value}
+    ),
+    _shown(anyOf=[_POSITIVE, NoiseSchema.model_json_schema()], description="white noise: its strength, or more"),
+]
+
+
+class HardwareSchema(_Strict):
+    """The device that the network runs on. Keys of mappings are names of tensors, in which * stands for anything."""
+
+    chip: int = Field(default=0, ge=0, lt=2**63, description="which specimen: what is frozen in it is drawn from this")
+    mismatch: _ByTensor = Field(
+        default_factory=dict, description="parameters are multiplied by 1 + mismatch xi, xi normal, one for each entry"
+    )
+    dispersion: _ByTensor = Field(
+        default_factory=dict, description="dispersion xi is added to parameters, in their unit"
+    )
+    bounds: _RangeByTensor = Field(default_factory=dict, description="parameters are kept within [lo, hi]")
+    bits: _BitsByTensor = Field(default_factory=dict, description="parameters have at most 2**bits levels")
+    readout_bits: _Bits | None = Field(default=None, description="states of output nodes are read on 2**bits levels")
+    readout_range: _Range | None = Field(default=None, description="where these levels lie; default: the domain")
+    noise: _Noise = None
+
+
 class ExperimentSchema(_Strict):
     """A whole experiment: a network, how it learns, and what it is trained on."""
 
@@ -187,6 +238,7 @@ class ExperimentSchema(_Strict):
     learn: LearnSchema = Field(default_factory=lambda: LearnSchema())
     train: TrainSchema = Field(default_factory=lambda: TrainSchema())
     simulate: SimulateSchema = Field(default_factory=lambda: SimulateSchema())
+    hardware: HardwareSchema = Field(default_factory=lambda: HardwareSchema())
 
 
 def keys_at(path: tuple[str | int, ...]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -14,15 +13,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from physnet.declaration import load_experiment
-from physnet.errors import DataError, DeclarationError
-from physnet.terminal import File, Set, changes, console
+from physnet.devices import refuse_beside_sweep, sweep_hardware
+from physnet.errors import DeclarationError
+from physnet.terminal import File, Hardware, Set, changes, console, made_folder, write_csv
 
 if TYPE_CHECKING:
     from physnet.declaration import Experiment
     from physnet.model import EnergyModel
     from physnet.simulation import Trajectory
     from physnet.sweeping import Run
-    from physnet.training import Trainer
 
 SHOWN = 12
 """Rows of a table of samples."""
@@ -49,10 +48,20 @@ def simulate(
     samples: Annotated[int | None, typer.Option(min=1, help="test samples, or random starts; default: 8")] = None,
     nudged: Annotated[bool, typer.Option("--nudged", help="from the free equilibrium, nudged by learn.beta")] = False,
     folder: Annotated[Path | None, typer.Option("--out", help="folder for the files; default: in runs/")] = None,
+    hardware: Hardware = None,
+    swept: Annotated[
+        str | None, typer.Option("--sweep", help="test accuracy against a key of the hardware: bits=2,4,8")
+    ] = None,
+    chips: Annotated[int, typer.Option(min=1, help="of a sweep: how many, where they differ")] = 5,
 ) -> None:
     """Follow a network in true time, tau dx/dt = -dF/dx: settling times, energy, residual, states; of oscillators
-    phases, order parameter and frequencies."""
-    experiment, model, test = _network(file, change, nudged)
+    phases, order parameter and frequencies. Or sweep a property of the hardware and plot accuracy against it."""
+    if swept is not None:
+        refuse_beside_sweep({"set": file.is_dir() and change, "duration": duration, "nudged": nudged})
+        sweep_hardware(file, swept, chips, changes(change) | changes(hardware, "hardware"), samples, folder)
+        return
+    experiment, model, test = _network(file, change, nudged, changes(hardware, "hardware"))
+    from physnet.hardware import make_chip, noise_of
     from physnet.plots import simulation_picture
     from physnet.simulation import Simulation
     from physnet.simulation import simulate as follow
@@ -60,9 +69,12 @@ def simulate(
     declared, initial = experiment.simulate, experiment.relax.initial
     rows = samples or declared.samples
     batch = test.first(rows) if test is not None else {}
+    noise = noise_of(experiment.hardware)
+    model.mount(make_chip(experiment.hardware, experiment.graph))
     settings = Simulation(
         duration or declared.duration, declared.times, "zero" if initial == "previous" else initial,
         accuracy=declared.accuracy, method=declared.method,
+        noise=0.0 if noise is None else noise.strength, step=None if noise is None else noise.step,
     )  # fmt: skip
     target = {name: batch[name] for name in model.targets} if nudged else None
     beta = experiment.learn.beta if nudged else None
@@ -71,12 +83,12 @@ def simulate(
     seed = experiment.train.seed
     path = follow(model, settings, target=target, beta=beta, start=None, rows=rows, seed=seed, **inputs)
     name = experiment.graph.name or file.stem
-    where = _folder(folder or Path("runs") / f"{name}-simulation")
+    where = made_folder(folder or Path("runs") / f"{name}-simulation")
     console.print(_settling_table(path, f"{name}{f', nudged, beta = {experiment.learn.beta:g}' if nudged else ''}"))
-    _write_csv(where / "simulation.csv", _in_time(path))
+    write_csv(where / "simulation.csv", _in_time(path))
     files = {"numbers": where / "simulation.csv"}
     if path.angles:
-        _write_csv(where / "oscillators.csv", _oscillators(path))
+        write_csv(where / "oscillators.csv", _oscillators(path))
         files["oscillators"] = where / "oscillators.csv"
     files["picture"] = simulation_picture(path, where / "simulation.png")
     if path.angles and declared.animate:
@@ -111,30 +123,28 @@ def _oscillators(path: Trajectory) -> list[dict[str, Any]]:
     return rows
 
 
-def _network(file: Path, change: list[str] | None, nudged: bool) -> tuple[Experiment, EnergyModel, Any]:
+def _network(
+    file: Path, change: list[str] | None, nudged: bool, hardware: dict[str, str]
+) -> tuple[Experiment, EnergyModel, Any]:
     """The network, trained if a run is given, and its test data, if it takes any."""
-    if not file.is_dir():
-        experiment = load_experiment(file, changes([*(change or []), "train.dtype=float64", "train.precision=null"]))
-        if not nudged and all(node.free for node in experiment.graph.nodes()):
-            from physnet.model import compile_energy
+    if file.is_dir():
+        if change:
+            fix = "give the experiment's file instead"
+            raise DeclarationError("--set changes experiments; a run stays as it was", fix)
+        from physnet.training import load_run
 
-            return experiment, compile_energy(experiment.graph, experiment.train.seed).double(), None
-    trainer = _trainer(file, change)
-    return trainer.experiment, trainer.energy, trainer.test
+        trainer = load_run(file, changes=hardware)
+        return trainer.experiment, trainer.energy, trainer.test
+    exact = {"train.dtype": "float64", "train.precision": "null"}
+    experiment = load_experiment(file, changes(change) | exact | hardware)
+    if not nudged and all(node.free for node in experiment.graph.nodes()):
+        from physnet.model import compile_energy
 
+        return experiment, compile_energy(experiment.graph, experiment.train.seed).double(), None
+    from physnet.training import Trainer
 
-def _trainer(file: Path, change: list[str] | None) -> Trainer:
-    """The network, trained if a run is given, and its data."""
-    if not file.is_dir():
-        experiment = load_experiment(file, changes([*(change or []), "train.dtype=float64", "train.precision=null"]))
-        from physnet.training import Trainer
-
-        return Trainer(experiment)
-    if change:
-        raise DeclarationError("--set changes experiments; a run stays as it was", "give the experiment's file instead")
-    from physnet.training import load_run
-
-    return load_run(file)
+    trainer = Trainer(experiment)
+    return experiment, trainer.energy, trainer.test
 
 
 def _settling_table(path: Trajectory, title: str) -> Table:
@@ -219,8 +229,8 @@ def _report(runs: Sequence[Run], keys: list[str], finished: list[dict[str, Any]]
     from physnet.plots import sweep_picture
     from physnet.sweeping import cell, rows
 
-    _write_csv(folder / "runs.csv", [{key: cell(value) for key, value in row.items()} for row in rows(runs)])
-    _write_csv(folder / "summary.csv", [{key: cell(value) for key, value in row.items()} for row in finished])
+    write_csv(folder / "runs.csv", [{key: cell(value) for key, value in row.items()} for row in rows(runs)])
+    write_csv(folder / "summary.csv", [{key: cell(value) for key, value in row.items()} for row in finished])
     full = [row for row in finished if row["seeds"]]
     metric = "test_error" if all(row["test_error_mean"] is not None for row in full) else "test_cost"
     table = Table(box=None, header_style="bold")
@@ -246,22 +256,3 @@ def _spread(row: Mapping[str, Any], name: str) -> str:
     if mean is None:
         return "-"
     return f"{mean:.4g}" if deviation is None else f"{mean:.4g} ± {deviation:.2g}"
-
-
-def _folder(folder: Path) -> Path:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as problem:
-        raise DataError(f"{folder}: can't be created ({problem.strerror}); choose another with --out") from None
-    return folder
-
-
-def _write_csv(path: Path, table: Sequence[Mapping[str, Any]]) -> None:
-    columns = dict.fromkeys(key for row in table for key in row)
-    try:
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(columns))
-            writer.writeheader()
-            writer.writerows(table)
-    except OSError as problem:
-        raise DataError(f"{path}: can't be written ({problem.strerror}); choose another folder with --out") from None

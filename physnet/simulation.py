@@ -14,6 +14,7 @@ import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 
 import torch
 from jaxtyping import Bool, Float
@@ -21,8 +22,10 @@ from torch import Tensor
 from torchdiffeq import odeint
 
 from physnet.errors import DeclarationError, Fault, RelaxationError, RelaxationWarning
+from physnet.langevin import careful_step, normal_numbers, walk
 from physnet.model import EnergyModel
 from physnet.problem import Problem, State
+from physnet.randomness import stream
 from physnet.relaxation import Equilibrium, Relaxation, StoppingRule, blame_data, free_start, full_precision, run
 from physnet.stopping import angles, drifting
 
@@ -48,6 +51,9 @@ class Simulation:
         accuracy: error that a step may make, relative to the way gone and to the steps that exact updates would make.
         method: dopri5 (torchdiffeq); LSODA, BDF or Radau (SciPy) where time constants lie far apart.
         max_evaluations: evaluations of the force after which to give up.
+        noise: strength of white noise, in states per square root of the unit of time: dx = -dF/dx dt/tau + noise dW.
+            Nothing ever settles then, so that it needs a duration; `accuracy` and `method` don't matter.
+        step: of time, with noise; `None` finds one from the curvature at the start.
     """
 
     duration: float | None = None
@@ -57,6 +63,8 @@ class Simulation:
     accuracy: float = 1e-6
     method: str = "dopri5"
     max_evaluations: int = 1_000_000
+    noise: float = 0.0
+    step: float | None = None
 
     def __post_init__(self) -> None:
         def check(name: str, allowed: bool, fix: str) -> None:
@@ -69,6 +77,9 @@ class Simulation:
         check("within", 0 < self.within < 1, "a share such as 0.01")
         check("accuracy", 1e-13 <= self.accuracy < 1, "a number such as 1e-6, from 1e-13")
         check("method", self.method in METHODS, f"use {', '.join(METHODS)}")
+        check("noise", 0 <= self.noise < math.inf, "a strength, at least 0")
+        check("duration", not self.noise or self.duration is not None, "a number, since noise never settles")
+        check("step", self.step is None or 0 < self.step < math.inf, "a positive number, or None")
         check("max_evaluations", self.max_evaluations >= 1, "at least 1")
 
 
@@ -79,7 +90,8 @@ class Trajectory:
     Arguments:
         times: [times], from 0, in the declaration's unit of time.
         states: free states by node, [times, rows, *node]. Angles are unwrapped, so that they never jump.
-        energy: F, [times, rows]; it never rises. Of oscillators that turn freely, in the frame that turns with them.
+        energy: F, [times, rows]; without noise it never rises. Of oscillators that turn freely, in the frame that turns
+            with them.
         residual: relative residual as in `relax`, [times, rows].
         settling_time: per row, when it had settled for good; infinite where it has not.
         converged: per row, whether it has settled.
@@ -185,7 +197,8 @@ def simulate(
             state = run(problem, state, Relaxation()).states
             targets = target if isinstance(target, Mapping) else dict.fromkeys(model.targets, target)
             problem = problem.nudged(targets, [beta])
-        return _follow(_Motion(problem, state, settings))
+        kind = _NoisyMotion if settings.noise else _Motion
+        return _follow(kind(problem, state, settings, stream(seed, "noise")))
 
 
 def _follow(motion: _Motion) -> Trajectory:
@@ -279,8 +292,8 @@ class _Motion:
     then taken to be at the bound. Time runs in units of the largest time constant.
     """
 
-    def __init__(self, problem: Problem, start: State, settings: Simulation) -> None:
-        self.problem, self.start, self.settings = problem, start, settings
+    def __init__(self, problem: Problem, start: State, settings: Simulation, generator: torch.Generator) -> None:
+        self.problem, self.start, self.settings, self.generator = problem, start, settings, generator
         self.sizes = [value[0].numel() for value in start.values()]
         self.tau = {name: problem.model.graph.node(name).tau for name in start}
         self.unit = max(self.tau.values())
@@ -377,6 +390,29 @@ class _Motion:
         # where there is no way to go, everything is within the resolution of the numbers
         resolution = 1e3 * torch.finfo(path.dtype).eps * (1 + torch.linalg.vector_norm(goal, dim=1))
         return torch.where(whole <= resolution, torch.zeros_like(left), left / whole.clamp_min(resolution))
+
+
+class _NoisyMotion(_Motion):
+    """The same with white noise, in steps of one length."""
+
+    def integrate(self, times: Tensor) -> Tensor:
+        begin, strength = self._pack(self.start), self.settings.noise * math.sqrt(self.unit)
+        longest = self.settings.step or careful_step(self.problem, self.start)
+        apart = float(times[1] - times[0])  # recorded times are equally spaced
+        each = max(1, math.ceil(apart / longest))
+        way = walk(
+            self.moved,
+            lambda moved: self.velocity(times[0], moved),
+            lambda moved: self._pack(self.state(moved)) - begin,
+            apart / each / self.unit,
+            strength,
+            normal_numbers(self.generator, self.moved),
+        )
+        path = torch.stack([self.moved, *islice(way, each - 1, each * (len(times) - 1), each)])
+        if not bool(torch.isfinite(path).all()):
+            raise self._failure("the states are not finite")
+        self.moved = path[-1]
+        return path
 
 
 def _worst_row(error: Tensor) -> Tensor:

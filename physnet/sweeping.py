@@ -63,7 +63,7 @@ class Run:
 _CALL = re.compile(r"""(?<!["'])\b[A-Za-z]\w*\([^()"]*\)(?!["'])""")
 
 
-def parse_values(key: str, text: str) -> list[Any]:
+def parse_values(key: str, text: str, option: str = "--set") -> list[Any]:
     """The values of `KEY=VALUE,VALUE,…`: the text between the brackets of a YAML list.
 
     So commas inside brackets, braces, quotes and calls belong to a value: `[64],[128]` are two lists, `[1, 2]` is one,
@@ -73,11 +73,11 @@ def parse_values(key: str, text: str) -> list[Any]:
         DeclarationError: if there is no value, or one twice, or it isn't YAML.
     """
     quoted = _CALL.sub(lambda call: json.dumps(call[0]), text)
-    values = parse_source(f"[{quoted}]", f"--set {key}").data
+    values = parse_source(f"[{quoted}]", f"{option} {key}").data
     if not isinstance(values, list) or not values:
-        raise DeclarationError(f"--set {key}={text}: no values", "separate them by commas: --set learn.beta=.01,.1")
+        raise DeclarationError(f"{option} {key}={text}: no values", "separate them by commas, such as .01,.1")
     if len(set(map(_written, values))) < len(values):
-        raise DeclarationError(f"--set {key}={text}: a value stands there twice", "give each once")
+        raise DeclarationError(f"{option} {key}={text}: a value stands there twice", "give each once")
     return values
 
 

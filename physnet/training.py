@@ -32,6 +32,7 @@ from physnet.learning import Engine, EquilibriumPropagation
 from physnet.methods import METHODS
 from physnet.metrics import Means, Metrics, evaluate, measure, top_classes
 from physnet.model import EnergyModel, compile_energy
+from physnet.mounting import mount
 from physnet.optimizers import make_optimizer, make_scheduler
 from physnet.randomness import stream
 from physnet.relaxation import Relaxation, make_integrator
@@ -113,6 +114,7 @@ class Trainer:
         self._check_precision()
         with experiment_faults(experiment):
             self.engine = engine(model, experiment.relax, experiment.learn, settings.seed, settings.precision)
+            mount(self.engine, experiment.hardware)
         self.energy, self.model = model, self.engine.model
         self._warn_of_buffers()
         with experiment_faults(experiment, "train"):
@@ -321,11 +323,12 @@ def experiment_faults(experiment: Experiment, *path: str) -> Iterator[None]:
 # --------------------------------------------------------------------------- runs
 
 
-def load_run(folder: str | Path, best: bool = False) -> Trainer:
+def load_run(folder: str | Path, best: bool = False, changes: Mapping[str, str] | None = None) -> Trainer:
     """A run that has come through an epoch: its experiment, data and trained parameters.
 
     Arguments:
         best: take the parameters of the epoch that did best on held-out samples, not those of the last one.
+        changes: values to change, by dotted key, such as those of the hardware.
 
     Raises:
         DeclarationError: if the folder is not a run, or nothing was held out.
@@ -337,9 +340,10 @@ def load_run(folder: str | Path, best: bool = False) -> Trainer:
     parameters = run.best if best else run.parameters
     if not parameters.is_file():
         raise DeclarationError(f"{folder} has no best epoch", "train with train.validation, or use the last epoch")
-    trainer = Trainer(load_experiment(run.experiment))
+    trainer = Trainer(load_experiment(run.experiment, changes))
     try:
         trainer.model.load_state_dict(load_file(parameters))
+        trainer.model.project_parameters()  # other hardware may have other bounds
     except (SafetensorError, RuntimeError, OSError) as problem:
         raise DataError(f"{parameters} doesn't hold the parameters of {run.experiment}: {problem}") from None
     return trainer
