@@ -221,7 +221,8 @@ class _Equilibrate(torch.autograd.Function):
                 ctx.coefficients = coefficients
                 ctx.nudged = ep.last.nudged = run_nudged(free, wanted, betas, ep.nudged, ep.protocol.clamps)
                 refuse_drift(ctx.nudged)
-                if ep.watch and ep.batches % ep.watch == 1 % ep.watch and not ep.protocol.clamps:
+                watched = ep.watch and ep.batches % ep.watch == 1 % ep.watch and not ep.protocol.clamps
+                if watched and ctx.nudged.displaced.branches:
                     ep.last.jumped = find_jumps(free, ctx.nudged, wanted, betas)
         return cost.mean()
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import sympy as sp
 from torch import Tensor
 
+from physnet.continued import Continued
 from physnet.displaced import Displaced
 from physnet.errors import RelaxationError
 from physnet.expressions import clip, log_cosh, relu, softplus, step
@@ -35,9 +36,13 @@ def nudge(
         targets: by name.
         betas: one nudge per phase; where `clamps`, the fraction of the way to the target at which outputs are held.
         coordinates: where states are predicted: their `errors`, or `states`, which are then worked out in float64, or
-            `plain states` in the dtype of the model.
+            `plain states` in the dtype of the model; for couplings also `continued`.
     """
     problem = free.nudged(targets, betas)
+    if coordinates == "continued":
+        if clamps:
+            raise RelaxationError("outputs that are held say nothing in spikes: use positive, random_sign or centered")
+        return Continued(problem, free, state)
     if problem.beta is not None and problem.beta.is_complex():
         refuse_complex(problem)
     held = None

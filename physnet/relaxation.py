@@ -125,7 +125,8 @@ class Integrator(ABC):
     name: str
     idea: str
     coordinates: str = "states"
-    """Of nudged phases: `states`; where a state is predicted also `errors`, or `plain states` in the model's dtype."""
+    """Of nudged phases: `states`; where a state is predicted also `errors`, or `plain states` in the model's dtype; of
+    couplings also `continued`: states that go on where the free phase is."""
 
     @classmethod
     def concerns(cls, problem: Problem) -> bool:
