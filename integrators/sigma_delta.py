@@ -33,7 +33,7 @@ class SigmaDelta(Integrator):
 
     Arguments:
         steps: of a phase, or [of the free one, of nudged ones].
-        step_size: epsilon_t, an expression in the time t = 1, 2, ... since the free phase began, or `osa(target=0.0346)`.
+        step_size: epsilon_t, an expression in the time t = 1, 2, ... since the free phase began, or `osa(0.0346)`.
         smoothing: lambda_t of encoders and decoders, an expression in t; 1 for no prediction.
         quantiser: of all nodes, such as `sigma_delta` or `nbit(4)`; or by node, where those left out have sigma_delta.
         ranges: by node, its lowest and highest state, where the domain of a node has no bounds or wide ones. Inputs are
@@ -107,7 +107,7 @@ class SigmaDelta(Integrator):
         talk.exchange(left)
         memory, moved = talk.memory, State()
         for node, old in memory.states.items():
-            domain, target = talk.problem.domain(node), talk.target(node)
+            domain, target = talk.problem.domain(node), talk.targets[node]()
             if self.annealing.remembers:
                 if node not in memory.annealing:
                     memory.annealing[node] = [torch.zeros_like(old) for _ in range(self.annealing.remembers)]
@@ -127,7 +127,7 @@ class SigmaDelta(Integrator):
                 "nudged phases go on with the messages of the free one: give both the same quantiser, smoothing, "
                 "ranges and seed, or leave learn.nudged out and write steps: [100, 50]"
             )
-        return memory.repeated(problem.phases, problem.model.free)
+        return memory.repeated(problem.phases)
 
     def _check_names(self, problem: Problem) -> None:
         known = [node.name for node in problem.model.graph.nodes()]

@@ -1,6 +1,6 @@
 """How a node says its state in spikes, and how neighbours understand it.
 
-    a_t = (u_t - (1 - lambda_t) u_{t-1})/lambda_t,    q_t = quantiser(a_t),    r_t = (1 - lambda_t) r_{t-1} + lambda_t q_t
+    a_t = (u_t - (1 - lambda_t) u_{t-1})/lambda_t,   q_t = quantiser(a_t),   r_t = (1 - lambda_t) r_{t-1} + lambda_t q_t
 
 u is a function of the state, r what has been understood, and r = u if nothing is quantised; u_0 = r_0 = 0. With
 lambda = 1 nothing is predicted. Spikes are in units of the largest |u| that the domain of the node allows. Source:

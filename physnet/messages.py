@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import cast
 
 import sympy as sp
@@ -32,12 +33,12 @@ class Channel:
     node: str
     function: sp.Expr
 
-    @property
+    @cached_property
     def decoded(self) -> str:
         """The name of what neighbours have understood so far; no node can be called so."""
         return f"{self.node}: {write(self.function)}"
 
-    @property
+    @cached_property
     def raw(self) -> str:
         """The name of what is being said in this step."""
         return f"{self.node}, now: {write(self.function)}"
@@ -57,7 +58,7 @@ class Hearing:
     field: int
     spoken: tuple[Channel, ...]
 
-    @property
+    @cached_property
     def function(self) -> str:
         """The name of the function that works it out."""
         return f"heard_{self.node}_{self.field}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,7 +38,8 @@ class Memory:
         code: how messages have been encoded.
         t: the time; 0 before the first step.
         states: of free nodes.
-        voices: by channel; those of inputs hold one row per sample in any phase.
+        voices: by channel.
+        inputs: by channel of an input whose messages are worked out beforehand, one row per sample in any phase.
         received: what has been understood behind maxima, by function.
         annealing: what step sizes remember, by node.
     """
@@ -46,17 +47,19 @@ class Memory:
     code: Code
     t: int
     states: State
-    voices: dict[Channel, Voice] = field(default_factory=dict)
+    voices: dict[str, Voice] = field(default_factory=dict)
+    inputs: dict[str, Voice] = field(default_factory=dict)
     received: dict[str, Tensor] = field(default_factory=dict)
     annealing: dict[str, list[Tensor]] = field(default_factory=dict)
 
-    def repeated(self, phases: int, free: tuple[str, ...]) -> Memory:
+    def repeated(self, phases: int) -> Memory:
         """The same for all phases, to go on from; this one stays as it is."""
         return Memory(
             self.code,
             self.t,
             {name: repeat(value, phases) for name, value in self.states.items()},
-            {channel: voice.repeated(phases if channel.node in free else 1) for channel, voice in self.voices.items()},
+            {name: voice.repeated(phases) for name, voice in self.voices.items()},
+            {name: voice.repeated(1) for name, voice in self.inputs.items()},
             {name: copied(value, phases) for name, value in self.received.items()},
             {name: [copied(value, phases) for value in values] for name, values in self.annealing.items()},
         )
@@ -85,8 +88,8 @@ class Conversation:
     Arguments:
         problem: what is relaxed, in states.
         code: how messages are encoded.
-        memory: where it stands, changed from step to step; `None` before the first one.
         start: the states, where nothing is remembered.
+        memory: where it stands, changed from step to step; `None` before the first one.
     """
 
     def __init__(self, problem: Problem, code: Code, start: State, memory: Memory | None = None) -> None:
@@ -95,36 +98,36 @@ class Conversation:
         exact = frozenset(name for name in self.model.inputs if code.of(name).exact)
         self.spoken, self.functions = compiled(self.model, exact)
         self.memory = Memory(code, 0, start) if memory is None else memory
-        self._make_speakers()
+        self._speakers: dict[str, Speaker] = {}
+        spoken, pooled = self.spoken, (channel for item in self.spoken.pooled for channel in item.spoken)
+        self.live = self._join((*spoken.channels, *pooled), problem.clamped, self.memory.voices)
+        given = (channel for item in spoken.given for channel in item.spoken)
+        self.given = self._join(given, self.samples.clamped, self.memory.inputs)
         self.fixed: dict[str, dict[int, Tensor]] = {name: {} for name in self.model.free}
-        for item in self.spoken.constant:
-            heard = self.functions[item.function](problem.parameters, self.samples.clamped or {"": problem.like})
-            self._hear(item, heard)
-        self.changing = {item.node for item in (*self.spoken.given, *self.spoken.pooled)}
-        self.prepared: dict[str, tuple[Any, ...]] = {}
-        self._ahead: dict[str, tuple[int, tuple[Tensor, ...]]] = {}
-        self._heard_at, self._until = 0, 0
-        self.raw: State = {}
+        for item in spoken.constant:
+            states = self.samples.clamped or {"": problem.like}
+            self._hear(item, self.functions[item.function](problem.parameters, states))
+        self.targets = {node: self._target(node) for node in self.model.free}
+        self._ahead, self._begun, self._until = dict[str, tuple[Tensor, ...]](), 0, 0
+        self.said: State = {}
+        self.heard: State = {}
 
-    def _make_speakers(self) -> None:
-        self.given = tuple(dict.fromkeys(channel for item in self.spoken.given for channel in item.spoken))
-        pooled = (channel for item in self.spoken.pooled for channel in item.spoken)
-        self.live = tuple(dict.fromkeys((*self.spoken.channels, *pooled)))
-        self.speakers: dict[Channel, Speaker] = {}
-        for channel in dict.fromkeys((*self.given, *self.live)):
-            quantiser, domain = self.code.of(channel.node), None
-            if channel.node in self.model.free or self.model.graph.node(channel.node).domain.period:
-                domain = self.model.graph.node(channel.node).domain
-            reach = (0.0, 1.0) if quantiser.exact else self.code.range(channel.node, domain)
-            speaker = self.speakers[channel] = Speaker(channel, quantiser, reach)
-            if channel not in self.memory.voices:
-                self.memory.voices[channel] = speaker.begin(self._state(channel))
-            if channel.node in self.samples.clamped and self.memory.t == 0:
-                speaker.check(self._state(channel))
-
-    def _state(self, channel: Channel) -> Tensor:
-        clamped = self.samples.clamped
-        return clamped[channel.node] if channel.node in clamped else self.memory.states[channel.node]
+    def _join(
+        self, channels: Iterable[Channel], clamped: Mapping[str, Tensor], voices: dict[str, Voice]
+    ) -> tuple[Channel, ...]:
+        """Give every channel a speaker, and a voice if it has none."""
+        joined = tuple(dict.fromkeys(channels))
+        for channel in joined:
+            node, quantiser = self.model.graph.node(channel.node), self.code.of(channel.node)
+            domain = node.domain if node.free or node.domain.period else None
+            reach = (0.0, 1.0) if quantiser.exact else self.code.range(node.name, domain)
+            speaker = self._speakers[channel.decoded] = Speaker(channel, quantiser, reach)
+            state = self.memory.states[node.name] if node.free else clamped[node.name]
+            if channel.decoded not in voices:
+                voices[channel.decoded] = speaker.begin(state)
+                if not node.free:
+                    speaker.check(state)
+        return joined
 
     # ---------------------------------------------------------------- one step
 
@@ -137,89 +140,90 @@ class Conversation:
         memory = self.memory
         memory.t += 1
         smoothing = self.code.smoothing(memory.t)
-        if self.spoken.given:
-            self._listen_to_inputs(steps)
-        self.raw = {}
+        self.heard, self.said = dict(memory.states), {}
         for channel in self.live:
-            state = self._state(channel)
-            voice, uniform = memory.voices[channel], self._uniform(channel, memory.t, state)
-            self.raw[channel.raw] = self.speakers[channel].say(voice, state, smoothing, uniform)
+            name, node = channel.decoded, channel.node
+            state = memory.states[node] if node in memory.states else self.problem.clamped[node]
+            voice, uniform = memory.voices[name], self._uniform(channel, memory.t, state)
+            self.said[channel.raw] = self._speakers[name].say(voice, state, smoothing, uniform)
+            self.heard[name] = voice.decoded
         for item in self.spoken.pooled:
             self._hear(item, self._decoded(item, smoothing))
-
-    def _listen_to_inputs(self, steps: int) -> None:
-        """Take the fields of this step that come from inputs."""
-        if self.memory.t > self._until:
+        if self.given and memory.t > self._until:
             self._look_ahead(steps)
         for item in self.spoken.given:
-            self._hear(item, self._ahead[item.function][1][self.memory.t - self._heard_at])
+            self._hear(item, self._ahead[item.function][memory.t - self._begun])
 
     def _look_ahead(self, steps: int) -> None:
         """Work out what inputs say in the next steps, all in one product per edge."""
-        size = max(self._state(channel).numel() for channel in self.given)
-        heard = max(self.samples.rows * math.prod(self.model.graph.node(item.node).shape) for item in self.spoken.given)
-        count = max(1, min(steps, AHEAD // max(size, heard)))
-        first, rows = self.memory.t, self.samples.rows
+        clamped, rows, first = self.samples.clamped, self.samples.rows, self.memory.t
+        units = [math.prod(self.model.graph.node(item.node).shape) for item in self.spoken.given]
+        size = max(*(clamped[channel.node].numel() for channel in self.given), rows * max(units))
+        count = max(1, min(steps, AHEAD // size))
         said: State = {}
         for channel in self.given:
-            x, voice = self._state(channel), self.memory.voices[channel]
-            all_steps = arranged(x.new_empty((count * rows, *voice.last.shape[1:])))
-            for step, into in enumerate(all_steps.split(rows)):
-                t = first + step
+            x, voice = clamped[channel.node], self.memory.inputs[channel.decoded]
+            every = arranged(x.new_empty((count * rows, *voice.last.shape[1:])))
+            for t, into in enumerate(every.split(rows), first):
                 uniform = self._uniform(channel, t, x)
-                self.speakers[channel].say(voice, x, self.code.smoothing(t), uniform, into)
-            voice.decoded = voice.decoded.clone()
-            said[channel.decoded] = all_steps
+                self._speakers[channel.decoded].say(voice, x, self.code.smoothing(t), uniform, into)
+            voice.decoded = voice.decoded.clone()  # what follows may outlive all these steps
+            said[channel.decoded] = every
         for item in self.spoken.given:
-            heard = self.functions[item.function](self.problem.parameters, said)
-            self._ahead[item.function] = first, heard.split(rows)
-        self._heard_at, self._until = first, first + count - 1
+            self._ahead[item.function] = self.functions[item.function](self.problem.parameters, said).split(rows)
+        self._begun, self._until = first, first + count - 1
 
     def _decoded(self, item: Hearing, smoothing: float) -> Tensor:
         """What is understood of what has passed maxima."""
-        heard = self.functions[item.function](self.problem.parameters, self.raw)
+        heard = self.functions[item.function](self.problem.parameters, self.said)
         if all(self.code.of(channel.node).exact for channel in item.spoken):
             return heard
         received = self.memory.received
-        received[item.function] = (
-            smoothing * heard if self.memory.t == 1 else received[item.function].lerp(heard, smoothing)
-        )
+        before = received.get(item.function)
+        received[item.function] = smoothing * heard if before is None else before.lerp(heard, smoothing)
         return received[item.function]
 
     def _hear(self, item: Hearing, heard: Tensor) -> None:
-        phases = self.problem.rows // heard.shape[0] if heard.shape[0] == self.samples.rows else 1
+        phases = self.problem.rows // self.samples.rows if heard.shape[0] == self.samples.rows else 1
         self.fixed[item.node][item.field] = repeat(heard, phases)
 
     def _uniform(self, channel: Channel, t: int, like: Tensor) -> Callable[[], Tensor]:
         """Numbers of this step, drawn on the CPU so that a seed means the same on every device."""
-        generator = lambda: stream(self.code.seed, "spikes", channel.decoded, t)  # noqa: E731
-        return lambda: torch.rand(like.shape, generator=generator()).to(like)
+
+        def draw() -> Tensor:
+            return torch.rand(like.shape, generator=stream(self.code.seed, "spikes", channel.decoded, t)).to(like)
+
+        return draw
 
     # ---------------------------------------------------------------- where units would go
 
-    def target(self, node: str) -> Tensor:
+    def _target(self, node: str) -> Callable[[], Tensor]:
         """Where the units of a node would go, given what they have heard: to their minimum, or, where there is no
         exact one, as far as their force and curvature say."""
-        problem, functions, phase = self.problem, self.functions, self._phase(node)
-        beta, targets, parameters = problem.beta_for(node), problem.targets, problem.parameters
-        heard = {channel.decoded: self.memory.voices[channel].decoded for channel in self.spoken.channels}
-        full = {**self.memory.states, **heard}
-        if not isinstance(self._solver(node), GradientOnly):
-            if node in self.changing or node not in self.prepared:
-                prepare = functions[f"prepare_{node}__{phase}"]
-                self.prepared[node] = laid_out(prepare(parameters, self.fixed, targets, beta))
-            minimise = functions[f"minimise_{node}__{phase}"]
-            return minimise(parameters, full, self.fixed, self.prepared[node], targets, beta)
-        force, curvature = (
-            functions[f"{what}_{node}__{phase}"](parameters, full, self.fixed, targets, beta)
-            for what in ("force", "curvature")
-        )
-        rate = torch.where(curvature > FLAT, curvature, 1.0).reciprocal()
-        return problem.domain(node).project(self.memory.states[node] + rate * force)
+        problem, parameters, plan = self.problem, self.problem.parameters, self.spoken.plan.nodes[node]
+        phase = "nudged" if problem.beta is not None and plan.cost != 0 else "free"
+        given = self.fixed, problem.targets, problem.beta_for(node)
 
-    def _phase(self, node: str) -> str:
-        return "nudged" if self.problem.beta is not None and self.model.plan.nodes[node].cost != 0 else "free"
+        def function(kind: str) -> Any:
+            return self.functions[f"{kind}_{node}__{phase}"]
 
-    def _solver(self, node: str):
-        plan = self.spoken.plan.nodes[node]
-        return plan.free if self.problem.beta is None else plan.nudged
+        if isinstance(plan.free if problem.beta is None else plan.nudged, GradientOnly):
+            force, curvature = function("force"), function("curvature")
+
+            def step() -> Tensor:
+                bend = curvature(parameters, self.heard, *given)
+                rate = torch.where(bend > FLAT, bend, 1.0).reciprocal()
+                move = rate * force(parameters, self.heard, *given)
+                return problem.domain(node).project(self.memory.states[node] + move)
+
+            return step
+
+        prepare, update, made = function("prepare"), function("minimise"), list[Any]()
+        changes = any(item.node == node for item in (*self.spoken.given, *self.spoken.pooled))
+
+        def minimum() -> Tensor:
+            if changes or not made:
+                made[:] = [laid_out(prepare(parameters, *given))]
+            return update(parameters, self.heard, self.fixed, made[0], *given[1:])
+
+        return minimum
