@@ -1,8 +1,8 @@
 """Spikes on the wires: states are rates, and neighbours know of them what they have heard.
 
-    s <- (1 - epsilon_t) s + epsilon_t p(r_t),    p = argmin F given what is heard, every unit at once
+    s <- project((1 - epsilon_t) s + epsilon_t p(r_t)),    p = argmin F given what is heard, every unit at once
 
-r_t is decoded from quantised messages (`physnet.coding`). With schedules that fall, such as the default ones, s comes
+Of a quadratic unit p is where its parabola is lowest, in its domain or not. r_t is decoded from quantised messages (`physnet.coding`). With schedules that fall, such as the default ones, s comes
 near the equilibrium of the same energy with exact messages; with constant ones it does not. A nudged phase goes on from
 the free one, with its time and all that encoders and decoders remember. Source: O'Connor, Gavves and Welling,
 AISTATS 2019 (code QUVA-Lab/spiking-eqprop).
@@ -114,7 +114,7 @@ class SigmaDelta(Integrator):
                 size = self.annealing.size(memory.t, domain.difference(target, old), memory.annealing[node])
             else:
                 size = self.annealing.size(memory.t, old, ())
-            moved[node] = domain.between(old, target, size)
+            moved[node] = domain.project(domain.between(old, target, size))
         memory.states = moved
 
     def _resumed(self, problem: Continued) -> Memory | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,12 +19,14 @@ from torch import Tensor
 from physnet.codegen import generate_activations, load
 from physnet.coding import Code, Speaker, Voice, copied
 from physnet.continued import Continued
+from physnet.domains import REAL
 from physnet.layout import arranged, repeat
+from physnet.lowering import Plan
 from physnet.messages import Channel, Hearing, MessagePlan, message_plan
 from physnet.model import EnergyModel
 from physnet.problem import FLAT, Problem, State, laid_out
 from physnet.randomness import stream
-from physnet.separation import GradientOnly
+from physnet.separation import GradientOnly, Quadratic
 
 AHEAD = 2**20
 """Up to how many numbers what inputs say is worked out beforehand."""
@@ -78,8 +80,19 @@ def compiled(model: EnergyModel, exact: frozenset[str]) -> tuple[MessagePlan, di
     made = _WRITTEN.setdefault(model, {})
     if exact not in made:
         spoken = message_plan(model.plan, exact)
-        made[exact] = spoken, load(spoken.plan, generate_activations(spoken.plan) + spoken.functions)
+        functions = load(spoken.plan, generate_activations(spoken.plan) + spoken.functions)
+        # what is heard is noisy: a unit goes towards where its parabola is lowest, and is held in its domain then, since
+        # the mean of clipped numbers isn't the clipped mean
+        functions |= {f"{node}_domain": REAL for node in _parabolas(spoken.plan)}
+        made[exact] = spoken, functions
     return made[exact]
+
+
+def _parabolas(plan: Plan) -> Iterator[str]:
+    """The nodes whose units have a quadratic energy in every phase."""
+    for name, node in plan.nodes.items():
+        if isinstance(node.free, Quadratic) and isinstance(node.nudged, Quadratic):
+            yield name
 
 
 class Conversation:
