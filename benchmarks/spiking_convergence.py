@@ -1,9 +1,9 @@
-"""How near quantised messages come to the equilibrium, step by step: the table of science for predictive sigma-delta.
+"""How near quantised messages come to the equilibrium, step by step: measured and published figures.
 
     mean |s_t - s*| over the units of random symmetric nets of 40 units, after 10, 50, 100 and 400 steps
 
-A net is  E = sum of x^2/2 - b x - w x x'  over all pairs, x in [0, 1], w normal with deviation 1/sqrt(40)/4, b uniform in
-[0, 1]; ten seeds. s* is what descent finds in float64.
+A net is  E = sum of x^2/2 - b x - w x x'  over all pairs, x in [0, 1], w normal with deviation 1/sqrt(40)/4, b uniform
+in [0, 1]; ten seeds. s* is what descent finds in float64.
 
     python benchmarks/spiking_convergence.py
 """

@@ -2,9 +2,10 @@
 
     s <- project((1 - epsilon_t) s + epsilon_t p(r_t)),    p = argmin F given what is heard, every unit at once
 
-Of a quadratic unit p is where its parabola is lowest, in its domain or not. r_t is decoded from quantised messages (`physnet.coding`). With schedules that fall, such as the default ones, s comes
-near the equilibrium of the same energy with exact messages; with constant ones it does not. A nudged phase goes on from
-the free one, with its time and all that encoders and decoders remember. Source: O'Connor, Gavves and Welling,
+r_t is decoded from quantised messages (`physnet.coding`). Of a quadratic unit p is where its parabola is lowest, in its
+domain or not, so that noise is averaged before it is clipped. With schedules that fall, such as the default ones, s
+comes near the equilibrium of the same energy with exact messages; with constant ones it does not. A nudged phase goes
+on from the free one, with its time and all that encoders and decoders remember. Source: O'Connor, Gavves and Welling,
 AISTATS 2019 (code QUVA-Lab/spiking-eqprop).
 """
 

@@ -56,7 +56,7 @@ class Continued(Nudged):
         phases = Phases(coefficients, free.rows, scale)
         start = self.zero()
         moved = {name: value - start[name] for name, value in states.items()}
-        origin, full = {**self.origin, **free.clamped}, {**free.clamped, **states}
+        origin, full = {**start, **free.clamped}, {**free.clamped, **states}
         result: dict[str, Tensor] = {}
         for name in needed:
             if name in self.clamped:

@@ -81,8 +81,8 @@ def compiled(model: EnergyModel, exact: frozenset[str]) -> tuple[MessagePlan, di
     if exact not in made:
         spoken = message_plan(model.plan, exact)
         functions = load(spoken.plan, generate_activations(spoken.plan) + spoken.functions)
-        # what is heard is noisy: a unit goes towards where its parabola is lowest, and is held in its domain then, since
-        # the mean of clipped numbers isn't the clipped mean
+        # what is heard is noisy, and the mean of clipped numbers isn't the clipped mean: a unit goes towards where its
+        # parabola is lowest, and is held in its domain afterwards
         functions |= {f"{node}_domain": REAL for node in _parabolas(spoken.plan)}
         made[exact] = spoken, functions
     return made[exact]
