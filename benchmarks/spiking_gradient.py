@@ -3,8 +3,8 @@
     cosine of both estimates, per tensor, against the steps of the free phase (a nudged one has half as many)
 
 Twice the same net and batch, image 1 x 12 x 12 - convolution, pooling - convolution, pooling - dense, once with average
-pooling and once with max-pooling, whose winners are those of spikes. Symmetric nudges of 1/2, as in arXiv 2405.02546; the rate
-twin is converged.
+pooling and once with max-pooling, whose winners are those of spikes. Symmetric nudges of 1/2;
+the rate twin is converged. Source of the comparison: arXiv 2405.02546.
 
     python benchmarks/spiking_gradient.py
 """

@@ -87,13 +87,24 @@ class SigmaDelta(Integrator):
     def refusal(cls, problem: Problem) -> str | None:
         return objection(problem.model.plan)
 
+    @classmethod
+    def caveats(cls, problem: Problem) -> tuple[str, ...]:
+        return tuple(
+            f"the winners of '{name}' are those of spikes, which change from step to step, so that gradients of what comes "
+            "before it are visibly wrong: use avg_pool2d, which is linear"
+            for name, edge in problem.model.plan.edges.items()
+            if edge.selects
+        )
+
     def relax(self, problem: Problem, state: State, rule: StoppingRule) -> Equilibrium:
         self._check_names(problem)
         nudged = isinstance(problem, Continued)
         talk = Conversation(problem, self.code, state, self._resumed(problem) if nudged else None)
+        held = problem.held if nudged else {}
+        talk.memory.states |= held
         memory, steps, sums = talk.memory, self.steps[nudged], State()
         for left in range(steps, 0, -1):
-            self._step(talk, left)
+            self._step(talk, left, held)
             if self.average > 1 and left <= self.average:
                 sums = {name: sums.get(name, 0) + value for name, value in memory.states.items()}
         states = {name: value / self.average for name, value in sums.items()} if sums else dict(memory.states)
@@ -103,11 +114,11 @@ class SigmaDelta(Integrator):
         sweeps = torch.full((problem.rows,), steps, dtype=torch.long, device=problem.like.device)
         return Equilibrium(states, residual, sweeps, torch.isfinite(residual), self.name, problem)
 
-    def _step(self, talk: Conversation, left: int) -> None:
-        """One step of all nodes at once."""
+    def _step(self, talk: Conversation, left: int, held: State) -> None:
+        """One step of all nodes at once, but of those that are held."""
         talk.exchange(left)
-        memory, moved = talk.memory, State()
-        for node, old in memory.states.items():
+        memory, moved = talk.memory, State(held)
+        for node, old in ((node, old) for node, old in memory.states.items() if node not in held):
             domain, target = talk.problem.domain(node), talk.targets[node]()
             if self.annealing.remembers:
                 if node not in memory.annealing:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from physnet.contrast import Phases
@@ -25,6 +26,7 @@ class Continued(Nudged):
         problem: those phases, as `Problem.nudged` makes them.
         free: the free problem; `free.passed` is what its integrator left behind.
         state: where the free phase has ended, [rows, *node].
+        held: displacements of nodes that the protocol clamps, [phases * rows, *node].
 
     Raises:
         RelaxationError: for a complex nudge.
@@ -32,14 +34,25 @@ class Continued(Nudged):
 
     branches = False
 
-    def __init__(self, problem: Problem, free: Problem, state: State) -> None:
+    def __init__(self, problem: Problem, free: Problem, state: State, held: Mapping[str, Tensor] | None = None) -> None:
         if problem.beta is not None and problem.beta.is_complex():
             raise RelaxationError("a complex nudge needs complex states, and messages are real: use centered")
         super().__init__(problem, free)
         self.free, self.origin = free, dict(state)
+        self.held = {name: repeat(state[name], self.phases) + value for name, value in (held or {}).items()}
 
     def zero(self) -> State:
+        return self.start | self.held
+
+    @property
+    def start(self) -> State:
+        """The free states, for all phases."""
         return {name: repeat(value, self.phases) for name, value in self.origin.items()}
+
+    def step(self, state: Mapping[str, Tensor], nodes: Iterable[str] | None = None) -> State:
+        wanted = self.model.free if nodes is None else nodes
+        steps = super().step(state, [name for name in wanted if name not in self.held])
+        return steps | {name: torch.zeros_like(state[name]) for name in wanted if name in self.held}
 
     def states(self, displacement: Mapping[str, Tensor]) -> State:
         return dict(displacement)
@@ -54,7 +67,7 @@ class Continued(Nudged):
         needed: Iterable[str],
     ) -> dict[str, Tensor]:
         phases = Phases(coefficients, free.rows, scale)
-        start = self.zero()
+        start = self.start
         moved = {name: value - start[name] for name, value in states.items()}
         origin, full = {**start, **free.clamped}, {**free.clamped, **states}
         result: dict[str, Tensor] = {}

@@ -39,15 +39,13 @@ def nudge(
             `plain states` in the dtype of the model; for couplings also `continued`.
     """
     problem = free.nudged(targets, betas)
-    if coordinates == "continued":
-        if clamps:
-            raise RelaxationError("outputs that are held say nothing in spikes: use positive, random_sign or centered")
-        return Continued(problem, free, state)
     if problem.beta is not None and problem.beta.is_complex():
         refuse_complex(problem)
     held = None
     if clamps:
         problem, held = hold(problem, free, state, len(betas))
+    if coordinates == "continued":
+        return Continued(problem, free, state, held)
     if not free.model.plan.predictive:
         return Displaced(problem, free, state, held)
     if coordinates == "errors" and not held:

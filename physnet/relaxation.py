@@ -138,6 +138,11 @@ class Integrator(ABC):
     def refusal(cls, problem: Problem) -> str | None:
         """Why this integrator can't relax the problem; `None` if it can."""
 
+    @classmethod
+    def caveats(cls, problem: Problem) -> tuple[str, ...]:
+        """What a user should know before relaxing this problem so; shown by `explain`."""
+        return ()
+
     @abstractmethod
     def relax(self, problem: Problem, state: State, rule: StoppingRule) -> Equilibrium:
         """Relax from a state inside the domains. Runs without autograd."""
