@@ -90,8 +90,8 @@ class SigmaDelta(Integrator):
     @classmethod
     def caveats(cls, problem: Problem) -> tuple[str, ...]:
         return tuple(
-            f"the winners of '{name}' are those of spikes, which change from step to step, so that gradients of what comes "
-            "before it are visibly wrong: use avg_pool2d, which is linear"
+            f"the winners of '{name}' are those of spikes, which change from step to step, so that gradients of what "
+            "comes before it are visibly wrong: use avg_pool2d, which is linear"
             for name, edge in problem.model.plan.edges.items()
             if edge.selects
         )
