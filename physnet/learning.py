@@ -222,7 +222,7 @@ class _Equilibrate(torch.autograd.Function):
                 ctx.nudged = ep.last.nudged = run_nudged(free, wanted, betas, ep.nudged, ep.protocol.clamps)
                 refuse_drift(ctx.nudged)
                 watched = ep.watch and ep.batches % ep.watch == 1 % ep.watch and not ep.protocol.clamps
-                if watched and ctx.nudged.displaced.branches:
+                if watched and ctx.nudged.displaced is not None and ctx.nudged.displaced.branches:
                     ep.last.jumped = find_jumps(free, ctx.nudged, wanted, betas)
         return cost.mean()
 

@@ -2,7 +2,7 @@
 
     s <- s + epsilon_t (p - s)
 
-An expression such as `0.89/t**0.43` is the same for all units. `osa` gives every unit steps that are as small as its
+An expression such as `0.843/t**0.0923` is the same for all units. `osa` gives every unit steps that are as small as its
 signal is noisy (optimal step-size annealing). Source: O'Connor, Gavves and Welling, AISTATS 2019 (code
 QUVA-Lab/spiking-eqprop).
 """

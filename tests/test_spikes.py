@@ -25,7 +25,6 @@ from physnet.schedules import OptimalAnnealing, parse_annealing, parse_schedule
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 pytestmark = pytest.mark.usefixtures("float64")
-SLOW = {"step_size": "0.843/t**0.0923", "smoothing": "0.832/t**0.584"}
 
 
 def spiking(**options: Any) -> Relaxation:
@@ -112,7 +111,7 @@ def published(model: EnergyModel, x: Tensor, y: Tensor | None, steps: int, beta:
     s = {"image": x.numpy(), "hidden": np.zeros((len(x), len(b))), "label": np.zeros((len(x), len(c)))}
     last, phi, r = ({name: np.zeros_like(value) for name, value in s.items()} for _ in range(3))
     for t in range(1, steps + nudged + 1):
-        epsilon, smooth, nudge = 0.89 / t**0.43, 0.9 / t**0.88, beta if t > steps else 0.0
+        epsilon, smooth, nudge = 0.843 / t**0.0923, 0.832 / t**0.584, beta if t > steps else 0.0
         for name, value in s.items():
             phi[name] = phi[name] + (value - (1 - smooth) * last[name]) / smooth
             q = (phi[name] > 0.5).astype(float)
@@ -171,8 +170,9 @@ def test_any_energy_whose_couplings_separate_can_be_told_in_spikes(energy: str) 
     """Messages are cos and sin of angles, functions of rates, voltages."""
     model, (x, _) = catalogue_model(energy), batch()
     rest = relax(model, TIGHT, image=x)
-    names = [node.name for node in model.graph.nodes() if not node.domain.period and not node.domain.bounded]
-    ranges = {name: [-2.0, 2.0] for name in names} | ({} if rest.problem.domain("label").period else {"image": [-2, 2]})
+    wide = {name: 1.5 * float(value.abs().max()) for name, value in {"image": x, **rest.states}.items()}
+    angular = rest.problem.domain("label").period
+    ranges = {} if angular else {name: [-size, size] for name, size in wide.items()}
     near = relax(model, spiking(steps=400, ranges=ranges), image=x)
     start = relax(model, spiking(steps=1, ranges=ranges), image=x)
     assert distance(near, rest) < 0.03
@@ -183,7 +183,7 @@ def test_any_energy_whose_couplings_separate_can_be_told_in_spikes(energy: str) 
 def test_gradients_are_those_of_rates(protocol: str) -> None:
     model, (x, y) = two_layers(), batch(units=6)
     exact = gradients(EquilibriumPropagation(model, 0.5, protocol, relaxation=TIGHT, watch=0), image=x, target=y)
-    for quantiser, size, least in (("identity", 0.5, 1 - 1e-9), ("sigma_delta", "0.89/t**0.43", 0.97)):
+    for quantiser, size, least in (("identity", 0.5, 1 - 1e-9), ("sigma_delta", "0.843/t**0.0923", 0.99)):
         relaxation = spiking(steps=[200, 100], quantiser=quantiser, step_size=size)
         found = gradients(EquilibriumPropagation(model, 0.5, protocol, relaxation=relaxation), image=x, target=y)
         for name, value in exact.items():
@@ -221,8 +221,8 @@ def test_max_pooling_without_quantisers_is_that_of_rates_and_has_a_caveat_with_t
 
     model = spiking_gradient.network("max")
     image = spiking_gradient.batch(4)["image"]
-    exact = relax(model, spiking(steps=400, quantiser="identity", step_size=0.3), image=image)
-    assert distance(exact, relax(model, Relaxation("blocks", 1e-12), image=image)) < 1e-8
+    exact = relax(model, spiking(steps=400, quantiser="identity", step_size=0.5), image=image)
+    assert float(exact.residual.max()) < 1e-12  # by the exact updates of the energy itself
     shown = explain(model, integrator="sigma_delta")
     assert any("winners of 'image_c1' are those of spikes" in warning for warning in shown.warnings)
     assert not explain(spiking_gradient.network("average"), integrator="sigma_delta").warnings
