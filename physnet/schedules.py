@@ -92,7 +92,7 @@ class Schedule(Annealing):
 
 @dataclass(frozen=True)
 class OptimalAnnealing(Annealing):
-    """The step that keeps the variance of the state least, from running moments b, d of the error e = p - s of a unit:
+    """Steps as small as the signal of a unit is noisy, from running moments b, d of its error e = p - s:
 
         b <- (1 - nu) b + nu e,   d <- (1 - nu) d + nu e^2,   v = (d - b^2)/(1 + l),
         epsilon = 1 - v/d,        l <- (1 - epsilon)^2 l + epsilon^2,       nu <- nu/(1 + nu - target), at first 1
