@@ -101,9 +101,9 @@ def test_what_contributing_shows_runs_as_one_script(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr
-    registries = (CONNECTIONS, NAMED, INTEGRATORS, PROTOCOLS, METHODS, CATALOGUES, DATA, AUGMENTATIONS) + (
-        QUANTISERS,
-        ANNEALINGS,
+    registries = (
+        *(CONNECTIONS, NAMED, INTEGRATORS, PROTOCOLS, METHODS, CATALOGUES, DATA, AUGMENTATIONS),
+        *(QUANTISERS, ANNEALINGS),
     )
     groups = {registry.group for registry in registries}
     assert set(re.findall(r'entry-points\."(.*?)"', text)) == groups
