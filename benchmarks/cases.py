@@ -31,6 +31,8 @@ from physnet.methods import METHODS
 
 CONVERGED = Relaxation(tolerance=1e-8, max_sweeps=400), Relaxation(tolerance=1e-5, max_sweeps=200)
 """Far beyond what float32 can tell apart."""
+TWO_ROUNDS = Relaxation(max_sweeps=2)
+"""Of errors: the first is backpropagation, the second feels what the nudge has moved."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Case:
         energies: whether to compare energies with those that the published schedule reaches.
         relaxation, nudged: how phases relax.
         protocol: of equilibrium propagation.
+        small: a nudge at which the gradient is held against backpropagation as well; 0 for none.
         method, options: what learns, if not equilibrium propagation; its gradient is held against backpropagation.
     """
 
@@ -70,6 +73,7 @@ class Case:
     relaxation: Relaxation = field(default_factory=Relaxation)
     nudged: Relaxation | None = None
     protocol: str = "centered"
+    small: float = 0.0
     method: str = ""
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -235,6 +239,8 @@ CASES = (
             rate=0.1,
             training=300,
             protocol=protocol,
+            nudged=TWO_ROUNDS,
+            small=1e-3,
         )
         for protocol, published in (("single", "21-24, 6.7 as published"), ("centered", "21-24, 12 as published"))
     ),
@@ -251,6 +257,8 @@ CASES = (
             training=300,
             rounds=20,
             protocol=protocol,
+            nudged=TWO_ROUNDS,
+            small=1e-3,
         )
         for protocol, published in (("single", "21-24, 6.7 as published"), ("centered", "21-24, 12 as published"))
     ),

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 from cases import CASES, Case
-from judging import Judgement, Reference, digest, energies, in_float64, judge, kept
+from judging import Judgement, Reference, backprop_reference, digest, energies, in_float64, judge, kept
 from rich.console import Console
 from rich.table import Table
 from timing import backprop_step, floor, interleaved, several
@@ -53,6 +53,7 @@ class Result:
     reference_residual: tuple[float, float] = (0.0, 0.0)
     worst_cosine_to_implicit: float | None = None
     energy: dict[str, float] = field(default_factory=dict)
+    small: dict[str, float] = field(default_factory=dict)
     settings: dict[str, str] = field(default_factory=dict)
 
 
@@ -114,10 +115,22 @@ def judged(step: Step, batch: dict[str, Tensor], data: str) -> Result:
     )  # fmt: skip
     if case.energies:
         result.energy = compared_energies(case, model, batch, reference)
+    if case.small:
+        result.small = at_small_nudge(replace(case, beta=case.small), model, batch)
     if not case.slow and not model.plan.predictive:  # solves linear systems, which takes minutes for large nets
         implicit = gradients(EquilibriumPropagation(in_float64(model), case.beta, "implicit"), **batch)
         result.worst_cosine_to_implicit = judge(found, implicit).worst
     return result
+
+
+def at_small_nudge(case: Case, model: EnergyModel, batch: dict[str, Tensor]) -> dict[str, float]:
+    """Worst cosines to the converged equilibrium in float64, and to backpropagation."""
+    found = gradients(case.engine(model), **batch)
+    return {
+        "beta": case.beta,
+        "to the equilibrium": judge(found, case.reference(model, batch, None).gradients).worst,
+        "to backpropagation": judge(found, backprop_reference(model, batch).gradients).worst,
+    }
 
 
 def judged_without_phases(case: Case, found: dict[str, Tensor], reference: Reference, data: str) -> Result:
@@ -192,6 +205,9 @@ def show(results: list[Result]) -> None:
         low = {name: value for name, value in result.cosines.items() if value < 0.999}
         if low:
             console.print(f"{result.name}: cosines below .999:", ", ".join(f"{n} {v:.4f}" for n, v in low.items()))
+        if result.small:
+            written = ", ".join(f"{name} {value:.6g}" for name, value in result.small.items())
+            console.print(f"{result.name}, worst cosines with a small nudge: {written}")
         if result.energy:
             written = ", ".join(f"{name} {value:.4g}" for name, value in result.energy.items())
             console.print(f"{result.name}: energy above equilibrium, 20 sweeps of ours, 120 published: {written}")

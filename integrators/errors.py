@@ -119,8 +119,7 @@ def inverse_curvature(step: State, then: State, rate: Tensor) -> Tensor:
 def residual_of(rule: StoppingRule, old: State, new: State) -> Tensor:
     """By how much the errors of every row have changed, relative to their size; that of the worst node. Phases are
     judged apart, since what they share doesn't vanish from products of states and errors."""
-    tiny = torch.finfo(rule.problem.like.dtype).tiny
-    changes = [
-        norm(units(value - old[node]), dim=1) / (norm(units(value), dim=1) + tiny) for node, value in new.items()
-    ]
-    return (torch.stack(changes).amax(0) - rule.resolution).clamp_min(0)
+    changes = torch.stack([norm(units(value - old[node]), dim=1) for node, value in new.items()])
+    sizes = torch.stack([norm(units(value), dim=1) for value in new.values()])
+    change = (changes / (sizes + torch.finfo(sizes.dtype).tiny)).amax(0)
+    return (change - rule.resolution).clamp_min(0)

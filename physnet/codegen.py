@@ -284,13 +284,13 @@ class _Emitter(CostEmitter):
             return
         name, drive = plan.node.name, plan.drive
         self.out.function(f"drive_{name}(p, s, k=None)", f"a of {name}; k spares what clamped nodes contribute.")
-        terms = [self.sum_of(drive.live)] if drive.live else []
+        bias: list[str] = []
+        if "b" in plan.node.parameters:
+            bias.append(self.node_symbols(name)[symbol("b")])
         if drive.fixed:
             self.out(f'fixed = {self.sum_of(drive.fixed)} if k is None else k["{name}"][{drive.index}]')
-            terms.append("fixed")
-        if "b" in plan.node.parameters:
-            terms.append(self.node_symbols(name)[symbol("b")])
-        self.out(f"return {' + '.join(terms)}")
+            bias.append("fixed")
+        self.out(f"return {self.biased_sum(drive.live, bias)}")
         self.out.function(f"pull_{name}(p, s, a)", f"dE/da of {name}.")
         table = self.node_symbols(name) | {X: self.state(name), A: "a"}
         self.out(f"return {self.print(derivative(plan.node.term, A), table)} + 0*a")

@@ -68,18 +68,10 @@ class LayerEmitter(CostEmitter):
         bias = [] if layer.bias == 0 else [self.print(layer.bias, self.node_symbols(name))]
         if layer.fixed:
             self.out.function(f"fixed_{name}(p, s)", f"The drive of {name} from clamped nodes and parameters alone.")
-            self.out(f"return {self.affine(layer.fixed, bias)}")
+            self.out(f"return {self.biased_sum(layer.fixed, bias)}")
             bias = [f'k["{name}"]']
         self.out.function(f"drive_{name}(p, s, k)", f"a of {name}.")
-        self.out(f"return {self.affine(layer.live, bias)}")
-
-    def affine(self, sources: tuple[Source, ...], bias: list[str]) -> str:
-        """Sources and a bias added up, the bias by a connection that can do so on the way."""
-        first = sources[0] if sources else None
-        if first is None or first.constant or not bias:
-            return " + ".join([*map(self.source, sources), *bias])
-        begun = f"{first.edge}_edge.affine({self.message(first)}, {self.kernel(first.edge, first.kernel)}, {bias[0]})"
-        return " + ".join([begun, *map(self.source, sources[1:])])
+        self.out(f"return {self.biased_sum(layer.live, bias)}")
 
     def activation(self, layer: Layer) -> None:
         name, written = layer.node.name, write(layer.activation)

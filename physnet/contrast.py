@@ -51,6 +51,7 @@ class Phases:
         self.rows, self.scale = rows, scale
         whole = sum(self.coefficients)
         self.sum = 0.0 if abs(whole) < 1e-9 * max(map(abs, self.coefficients)) else whole
+        self.scaled = [coefficient * scale for coefficient in self.coefficients]
 
     def _blocks(self, v: Tensor) -> Tensor:
         return v.unflatten(0, (len(self.coefficients), self.rows))
@@ -125,12 +126,12 @@ class Phases:
     def each(self, value: Tensor) -> Tensor:
         """scale * c_k v_k, phases stacked along the rows."""
         if len(self.coefficients) == 1:
-            return value * (self.coefficients[0] * self.scale)
-        return torch.cat([v * (c * self.scale) for c, v in zip(self.coefficients, self._blocks(value), strict=True)])
+            return value * self.scaled[0]
+        return torch.cat([v * c for c, v in zip(self.scaled, self._blocks(value), strict=True)])
 
     def whole(self, value: Tensor) -> Tensor:
         """scale * sum_k c_k v_k: [phases * rows, ...] -> [rows, ...]."""
-        parts = [v * (c * self.scale) for c, v in zip(self.coefficients, self._blocks(value), strict=True)]
+        parts = [v * c for c, v in zip(self.scaled, self._blocks(value), strict=True)]
         return sum(parts[1:], parts[0])
 
     def each_signal(self, node: str) -> Tensor:

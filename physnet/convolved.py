@@ -187,7 +187,8 @@ class PooledLink(Selecting):
 
     def place(self, v: Tensor, w: Tensor, u: Tensor) -> Tensor:
         windows = self._windows(u, w)  # a clamped u has the same rows for every phase of v
-        return torch.cat([self._spread(part, windows) for part in v.split(u.shape[0])])
+        parts = [self._spread(part, windows) for part in v.split(u.shape[0])]
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def placed(self, v: Tensor, w: Tensor, u: Tensor) -> Tensor:
         return self._placed((v, w, u), lambda: self.place(v, w, u))

@@ -88,13 +88,19 @@ class Dyads:
             up, down = (side / (1 + sign * side * settings.beta * bend) for side, sign in self.sides)
             self.settle(name, torch.add(self.drive[name], push, alpha=-down / self.unit), push.mul_(up + down))
             return
-        low = torch.add(self.drive[name], push, alpha=-settings.down / self.unit)
+        low = torch.add(self.drive[name], push, alpha=-settings.down / self.unit, out=self.spare(name))
         if settings.damped:
             rate = self.damping(name)
             low = torch.lerp(low, self.lower.get(name, self.mean[name]), rate)
             push = torch.lerp(push, self.errors[name], rate)
         lower = None if settings.fast else self.functions[f"activation_{name}"](self.p, low)
         self.settle(name, lower, self.functions[f"error_{name}"](self.p, low, push, self.unit))
+
+    def spare(self, name: str) -> Tensor | None:
+        """The memory of a drive that nobody reads again: fresh memory costs more than the sum that goes there."""
+        drive = self.drive[name]
+        again = len(self.settings.directions) > 1 or self.net.shaped or self.mean[name] is drive
+        return None if again or 0 in drive.stride() else drive
 
     @property
     def sides(self) -> tuple[tuple[float, int], tuple[float, int]]:

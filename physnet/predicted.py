@@ -112,7 +112,8 @@ class InErrors(Nudged):
         return REAL
 
     def zero(self) -> State:
-        return {name: torch.zeros_like(value) for name, value in self.origin.states.items()}
+        """No errors, at no cost: integrators replace errors and never write to them."""
+        return {name: value.new_zeros(()).expand_as(value) for name, value in self.origin.states.items()}
 
     def passes(self, errors: Mapping[str, Tensor] | None = None) -> Passes:
         """A pass forwards, with these errors or, from the free equilibrium, with none; and a pass backwards."""

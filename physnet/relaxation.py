@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 
 from physnet.errors import DeclarationError, Fault, RelaxationError, RelaxationWarning, ShapeError, did_you_mean
 from physnet.layout import arranged
@@ -410,28 +411,9 @@ def blame_data(problem: Problem) -> None:
 def _judge(result: Equilibrium, rule: StoppingRule, quiet: bool) -> None:
     if bool(result.converged.all()):
         return
-    for node, value in result.states.items():
-        if not bool(torch.isfinite(value).all()):
-            blame_data(result.problem)
-            raise RelaxationError(
-                f"the state of '{node}' is not finite after {int(result.sweeps.max())} sweeps: "
-                "look for energies that fall without bound, reduce |beta|, or give the node a bounded domain"
-            )
-    if not bool(torch.isfinite(result.residual).all()):
-        blame_data(result.problem)
-        for node, value in result.problem.step(result.states).items():
-            if not bool(torch.isfinite(value).all()):
-                raise RelaxationError(
-                    f"the exact update of '{node}' is not finite: look for energies that fall without bound, "
-                    "reduce |beta|, or give the node a bounded domain"
-                )
-        force = result.problem.force(result.states)
-        lost = [node for node, value in force.items() if not bool(torch.isfinite(value).all())]
-        what = f"force on '{lost[0]}'" if lost else "residual"
-        raise RelaxationError(
-            f"the {what} is not finite after {int(result.sweeps.max())} sweeps: "
-            "look for inputs that aren't finite, and for roots, logarithms and divisions in the energy"
-        )
+    # one norm of everything is cheap; it may overflow before a state does, and only then are all looked at
+    if not bool(torch.isfinite(get_total_norm([result.residual, *result.states.values()]))):
+        _blame(result)
     if quiet:
         return
     drifts = 0 if result.drifting is None else int(result.drifting.sum())
@@ -446,4 +428,31 @@ def _judge(result: Equilibrium, rule: StoppingRule, quiet: bool) -> None:
         f"tolerance {rule.tolerance:.2g}; raise max_sweeps or the tolerance",
         RelaxationWarning,
         stacklevel=3,
+    )
+
+
+def _blame(result: Equilibrium) -> None:
+    """Raise `RelaxationError` for the first thing in an equilibrium that isn't finite; return if all is."""
+    for node, value in result.states.items():
+        if not bool(torch.isfinite(value).all()):
+            blame_data(result.problem)
+            raise RelaxationError(
+                f"the state of '{node}' is not finite after {int(result.sweeps.max())} sweeps: "
+                "look for energies that fall without bound, reduce |beta|, or give the node a bounded domain"
+            )
+    if bool(torch.isfinite(result.residual).all()):
+        return
+    blame_data(result.problem)
+    for node, value in result.problem.step(result.states).items():
+        if not bool(torch.isfinite(value).all()):
+            raise RelaxationError(
+                f"the exact update of '{node}' is not finite: look for energies that fall without bound, "
+                "reduce |beta|, or give the node a bounded domain"
+            )
+    force = result.problem.force(result.states)
+    lost = [node for node, value in force.items() if not bool(torch.isfinite(value).all())]
+    what = f"force on '{lost[0]}'" if lost else "residual"
+    raise RelaxationError(
+        f"the {what} is not finite after {int(result.sweeps.max())} sweeps: "
+        "look for inputs that aren't finite, and for roots, logarithms and divisions in the energy"
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import sympy as sp
 
@@ -91,6 +91,15 @@ class Vocabulary:
 
     def sum_of(self, sources: Iterable[Source]) -> str:
         return " + ".join(map(self.source, sources))
+
+    def biased_sum(self, sources: Sequence[Source], bias: Sequence[str]) -> str:
+        """Sources and a bias added up, the bias by a connection that can do so on the way."""
+        if not sources or sources[0].constant or not bias:
+            return " + ".join([*map(self.source, sources), *bias])
+        first, *rest = sources
+        value = self.print(first.function, {X: self.state(first.neighbour)})
+        begun = f"{first.edge}_edge.affine({value}, {self.kernel(first.edge, first.kernel)}, {bias[0]})"
+        return " + ".join([begun, *map(self.source, rest), *bias[1:]])
 
     def fixed_table(self, plan: NodePlan) -> Names:
         return {field.fixed_symbol: f'k["{plan.node.name}"][{field.index}]' for field in plan.fields}
