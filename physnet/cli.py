@@ -200,8 +200,10 @@ def list_everything() -> None:
     from physnet.expressions import FUNCTIONS
     from physnet.methods import METHODS
     from physnet.protocols import FAMILIES, PROTOCOLS
+    from physnet.quantisers import QUANTISERS
     from physnet.references import REFERENCES
     from physnet.relaxation import INTEGRATORS, integrators
+    from physnet.schedules import ANNEALINGS
 
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for name in catalogue():
@@ -213,6 +215,10 @@ def list_everything() -> None:
     table.add_row("domain", r"\[lo, hi]", "a box; a list of intervals divides the units of a node")
     for name, kind in integrators().usable():
         table.add_row("integrator", name, kind.idea + _from(INTEGRATORS, name))
+    for name, quantiser in QUANTISERS.usable():
+        table.add_row("quantiser", name, _first_line(quantiser) + _from(QUANTISERS, name))
+    for name, annealing in ANNEALINGS.usable():
+        table.add_row("step size", name, _first_line(annealing) + _from(ANNEALINGS, name))
     for name, protocol in PROTOCOLS.usable():
         table.add_row("protocol", name, f"error of order {protocol.bias}" + _from(PROTOCOLS, name))
     for family, make in FAMILIES.items():

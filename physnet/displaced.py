@@ -38,7 +38,7 @@ class Around(Domain):
             return x
         return torch.clamp(x, self.lo, self.hi)  # pyright: ignore[reportCallIssue, reportArgumentType]
 
-    def between(self, start: Tensor, end: Tensor, share: float) -> Tensor:
+    def between(self, start: Tensor, end: Tensor, share: Tensor | float) -> Tensor:
         return start.lerp(end, share)
 
     def select(self, rows: Tensor) -> Around:

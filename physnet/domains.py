@@ -37,7 +37,7 @@ class Domain(ABC):
         """x - reference, along the shortest way."""
         return x - reference
 
-    def between(self, start: Tensor, end: Tensor, share: float) -> Tensor:
+    def between(self, start: Tensor, end: Tensor, share: Tensor | float) -> Tensor:
         """start + share (end - start), along the shortest way; beyond the end for a share above 1."""
         return start + share * self.difference(end, start)
 
@@ -100,7 +100,7 @@ class Interval(Domain):
             return x if self.hi == math.inf else x.clamp_max(self.hi)
         return x.clamp_min(self.lo) if self.hi == math.inf else x.clamp(self.lo, self.hi)
 
-    def between(self, start: Tensor, end: Tensor, share: float) -> Tensor:
+    def between(self, start: Tensor, end: Tensor, share: Tensor | float) -> Tensor:
         return start.lerp(end, share)
 
     def random(self, shape: tuple[int, ...], generator: torch.Generator, like: Tensor) -> Tensor:

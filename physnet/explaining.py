@@ -54,16 +54,17 @@ def explain(
     method = find_method(protocol)
     phases = {"free phase": plan.blocks} | ({"nudged phase": plan.nudged_blocks} if graph.costs else {})
     blocks = {phase: _taken(plan, order) for phase, order in phases.items()}
+    integrators, caveats = _integrators(model, integrator)
     named, title = graph.name or graph.energy.name, graph.energy.title
     return Explanation(
         title=": ".join(part for part in (named, title) if part) or "a network without a name",
-        integrators=_merged(_integrators(model, integrator), "every phase"),
+        integrators=_merged(integrators, "every phase"),
         blocks=_merged(blocks, "every phase"),
         nodes=tuple(_node(model, node) for node in plan.nodes.values()),
         parameters=tuple(_parameter(model, name) for name in graph.tensors()),
         protocol=protocol_of(method),
         beta=beta,
-        warnings=plan.warnings,
+        warnings=(*plan.warnings, *caveats),
         reference=str(method) if isinstance(method, Reference) else "",
     )
 
@@ -87,8 +88,8 @@ def _merged(phases: dict[str, Any], every: str) -> dict[str, Any]:
     return {every: first} if all(first == other for other in others) else phases
 
 
-def _integrators(model: EnergyModel, name: str) -> dict[str, str]:
-    """What is chosen for each phase and why, asked with a batch of one blank sample."""
+def _integrators(model: EnergyModel, name: str) -> tuple[dict[str, str], tuple[str, ...]]:
+    """What is chosen for each phase and why, and its caveats; asked with a batch of one blank sample."""
     blank = {name: torch.zeros(1, *node.data_shape) for name, node in model.inputs.items()}
     with torch.no_grad():
         problem = model.problem(rows=1, **blank)
@@ -97,10 +98,11 @@ def _integrators(model: EnergyModel, name: str) -> dict[str, str]:
             targets = {name: torch.zeros(1, *node.shape) for name, node in model.targets.items()}
             problems["nudged phase"] = problem.nudged(targets, [0.0])
     chosen = {phase: choose(asked, name) for phase, asked in problems.items()}
+    caveats = dict.fromkeys(item for kind, _ in chosen.values() for item in kind.caveats(problem))
     return {
         phase: f"{kind.name}, {'since ' * (reason != 'asked for')}{reason.replace(f'{kind.name}: ', '')}"
         for phase, (kind, reason) in chosen.items()
-    }
+    }, tuple(caveats)
 
 
 # --------------------------------------------------------------------------- nodes

@@ -242,7 +242,8 @@ class _Equilibrate(torch.autograd.Function):
                     free, wanted, betas, ep._now(ep.nudged, "nudged"), ep.protocol.clamps
                 )
                 refuse_drift(ctx.nudged)
-                if ep.watch and ep.batches % ep.watch == 1 % ep.watch and not ep.protocol.clamps:
+                watched = ep.watch and ep.batches % ep.watch == 1 % ep.watch and not ep.protocol.clamps
+                if watched and ctx.nudged.displaced is not None and ctx.nudged.displaced.branches:
                     ep.last.jumped = find_jumps(free, ctx.nudged, wanted, betas)
         return cost.mean()
 

@@ -25,6 +25,9 @@ class Nudged(Problem):
         free: the free problem.
     """
 
+    branches = True
+    """Whether phases end at equilibria, so that they can be asked whether they are on the branch of the free one."""
+
     def __init__(self, problem: Problem, free: Problem) -> None:
         super().__init__(
             problem.model,

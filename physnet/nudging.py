@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import sympy as sp
 from torch import Tensor
 
+from physnet.continued import Continued
 from physnet.displaced import Displaced
 from physnet.errors import RelaxationError
 from physnet.expressions import clip, log_cosh, relu, softplus, step
@@ -35,7 +36,7 @@ def nudge(
         targets: by name.
         betas: one nudge per phase; where `clamps`, the fraction of the way to the target at which outputs are held.
         coordinates: where states are predicted: their `errors`, or `states`, which are then worked out in float64, or
-            `plain states` in the dtype of the model.
+            `plain states` in the dtype of the model; for couplings also `continued`.
     """
     problem = free.nudged(targets, betas)
     if problem.beta is not None and problem.beta.is_complex():
@@ -43,6 +44,8 @@ def nudge(
     held = None
     if clamps:
         problem, held = hold(problem, free, state, len(betas))
+    if coordinates == "continued":
+        return Continued(problem, free, state, held)
     if not free.model.plan.predictive:
         return Displaced(problem, free, state, held)
     if coordinates == "errors" and not held:

@@ -71,7 +71,7 @@ class Problem:
     phases = 1
     """Phases stacked along the rows."""
     passed: Any = None
-    """What a pass forwards has found, where that is how a free phase settles."""
+    """What the integrator of a free phase has found that nudged phases go on with, such as a pass forwards."""
 
     def __init__(
         self,

@@ -4,7 +4,7 @@ A plug-in is a distribution with an entry point in one of the groups
 
     physnet.connections   physnet.domains     physnet.integrators    physnet.augmentations
     physnet.protocols     physnet.energies    physnet.data
-    physnet.methods
+    physnet.methods       physnet.quantisers  physnet.annealings
 
 whose name is what declarations write. Listing names reads metadata only; a plug-in is imported when its name is asked
 for. One that is broken, or called like something else, is an error for who asks for it and for nobody else.

@@ -142,7 +142,8 @@ class Integrator(ABC):
     name: str
     idea: str
     coordinates: str = "states"
-    """Of nudged phases: `states`; where a state is predicted also `errors`, or `plain states` in the model's dtype."""
+    """Of nudged phases: `states`; where a state is predicted also `errors`, or `plain states` in the model's dtype; of
+    couplings also `continued`: states that go on where the free phase is."""
     occasion: Occasion = Occasion()
     """Which relaxation this is; known from when it begins."""
 
@@ -155,6 +156,11 @@ class Integrator(ABC):
     @abstractmethod
     def refusal(cls, problem: Problem) -> str | None:
         """Why this integrator can't relax the problem; `None` if it can."""
+
+    @classmethod
+    def caveats(cls, problem: Problem) -> tuple[str, ...]:
+        """What a user should know before relaxing this problem so; shown by `explain`."""
+        return ()
 
     @abstractmethod
     def relax(self, problem: Problem, state: State, rule: StoppingRule) -> Equilibrium:

@@ -30,6 +30,7 @@ pytestmark = pytest.mark.usefixtures("float64")
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {}) for name in integrators()},
+    "sigma_delta": ("sigma_delta", {"quantiser": "identity", "steps": 100, "step_size": 0.6}),
     "Radau": ("flow", {"method": "Radau"}),
     "BDF": ("flow", {"method": "BDF"}),
     "LSODA": ("flow", {"method": "LSODA"}),

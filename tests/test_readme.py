@@ -89,7 +89,9 @@ def test_what_contributing_shows_runs_as_one_script(tmp_path: Path) -> None:
     from physnet.energy import CATALOGUES
     from physnet.methods import METHODS
     from physnet.protocols import PROTOCOLS
+    from physnet.quantisers import QUANTISERS
     from physnet.relaxation import INTEGRATORS
+    from physnet.schedules import ANNEALINGS
 
     text = (ROOT / "CONTRIBUTING.md").read_text()
     (energy,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
@@ -99,7 +101,10 @@ def test_what_contributing_shows_runs_as_one_script(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr
-    registries = (CONNECTIONS, NAMED, INTEGRATORS, PROTOCOLS, METHODS, CATALOGUES, DATA, AUGMENTATIONS)
+    registries = (
+        *(CONNECTIONS, NAMED, INTEGRATORS, PROTOCOLS, METHODS, CATALOGUES, DATA, AUGMENTATIONS),
+        *(QUANTISERS, ANNEALINGS),
+    )
     groups = {registry.group for registry in registries}
     assert set(re.findall(r'entry-points\."(.*?)"', text)) == groups
 

@@ -1,0 +1,167 @@
+"""Spikes on the wires: states are rates, and neighbours know of them what they have heard.
+
+    s <- project((1 - epsilon_t) s + epsilon_t p(r_t)),    p = argmin F given what is heard, every unit at once
+
+r_t is decoded from quantised messages (`physnet.coding`). Of a quadratic unit p is where its parabola is lowest, in its
+domain or not, so that noise is averaged before it is clipped. With schedules that fall, such as the default ones, s
+comes near the equilibrium of the same energy with exact messages; with constant ones it does not. A nudged phase goes
+on from the free one, with its time and all that encoders and decoders remember. Source: O'Connor, Gavves and Welling,
+AISTATS 2019 (code QUVA-Lab/spiking-eqprop).
+
+What is heard changes by lambda_t per step at most: a unit that moves by d takes d/lambda_t steps to say so. A lambda
+that falls faster, such as 0.9/t**0.88, is nearer to the free equilibrium, and too slow to tell of a nudge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from physnet.coding import Code
+from physnet.continued import Continued
+from physnet.errors import DeclarationError, Fault, RelaxationError, did_you_mean, located
+from physnet.messages import objection
+from physnet.problem import Problem, State
+from physnet.quantisers import Quantiser, parse_quantiser
+from physnet.relaxation import Equilibrium, Integrator, StoppingRule, integrator
+from physnet.schedules import parse_annealing, parse_schedule
+from physnet.spiking import Conversation, Memory
+
+
+@integrator
+class SigmaDelta(Integrator):
+    """A phase is over after its steps, so that all its samples count as converged; the residual says how far they are
+    from the equilibrium without quantisers.
+
+    Arguments:
+        steps: of a phase, or [of the free one, of nudged ones].
+        step_size: epsilon_t, an expression in the time t = 1, 2, ... since the free phase began, or `osa(0.0346)`.
+        smoothing: lambda_t of encoders and decoders, an expression in t; 1 for no prediction.
+        quantiser: of all nodes, such as `sigma_delta` or `nbit(4)`; or by node, where those left out have sigma_delta.
+        ranges: by node, its lowest and highest state, where the domain of a node has no bounds or wide ones. Inputs are
+            taken to be in [0, 1].
+        average: over how many of its last steps the state that a phase ends in is averaged; 1 for the last one.
+        seed: of random spikes, which are the same in every relaxation.
+
+    Raises:
+        DeclarationError: for options that make no sense.
+    """
+
+    name = "sigma_delta"
+    idea = "nodes tell each other their states in spikes"
+    coordinates = "continued"
+
+    def __init__(
+        self,
+        steps: int | Sequence[int] = (100, 50),
+        step_size: str | float = "0.843/t**0.0923",
+        smoothing: str | float = "0.832/t**0.584",
+        quantiser: str | Quantiser | Mapping[str, str | Quantiser] = "sigma_delta",
+        ranges: Mapping[str, Sequence[float]] | None = None,
+        average: int = 1,
+        seed: int = 0,
+    ) -> None:
+        counts: list[int] = [steps, steps] if isinstance(steps, int) else list(steps)
+        if len(counts) != 2 or not all(_counts(count) for count in counts):
+            raise DeclarationError(
+                Fault(f"steps is {steps!r}", "a whole number, or two: [100, 50]", ("options", "steps"))
+            )
+        if not _counts(average) or average > min(counts):
+            fix = "a whole number of steps, at most as many as a phase has"
+            raise DeclarationError(Fault(f"average is {average!r}", fix, ("options", "average")))
+        self.steps, self.average = tuple(counts), average
+        self.annealing = located(("options", "step_size"), lambda: parse_annealing(step_size))
+        named = quantiser if isinstance(quantiser, Mapping) else {}
+        self.code = Code(
+            located(("options", "quantiser"), lambda: parse_quantiser("sigma_delta" if named else quantiser)),
+            tuple((n, located(("options", "quantiser", n), lambda q=q: parse_quantiser(q))) for n, q in named.items()),
+            located(("options", "smoothing"), lambda: parse_schedule(smoothing)),
+            tuple((node, _range(node, value)) for node, value in (ranges or {}).items()),
+            seed,
+        )
+
+    @classmethod
+    def concerns(cls, problem: Problem) -> bool:
+        return False  # spikes are a choice, never the way to an equilibrium
+
+    @classmethod
+    def refusal(cls, problem: Problem) -> str | None:
+        return objection(problem.model.plan)
+
+    @classmethod
+    def caveats(cls, problem: Problem) -> tuple[str, ...]:
+        return tuple(
+            f"the winners of '{name}' are those of spikes, which change from step to step, so that gradients of what "
+            "comes before it are visibly wrong: use avg_pool2d, which is linear"
+            for name, edge in problem.model.plan.edges.items()
+            if edge.selects
+        )
+
+    def relax(self, problem: Problem, state: State, rule: StoppingRule) -> Equilibrium:
+        self._check_names(problem)
+        nudged = isinstance(problem, Continued)
+        talk = Conversation(problem, self.code, state, self._resumed(problem) if nudged else None)
+        held = problem.held if nudged else {}
+        talk.memory.states |= held
+        memory, steps, sums = talk.memory, self.steps[nudged], State()
+        for left in range(steps, 0, -1):
+            self._step(talk, left, held)
+            if self.average > 1 and left <= self.average:
+                sums = {name: sums.get(name, 0) + value for name, value in memory.states.items()}
+        states = {name: value / self.average for name, value in sums.items()} if sums else dict(memory.states)
+        if not nudged:
+            problem.passed = memory
+        residual = rule.residual(states)
+        sweeps = torch.full((problem.rows,), steps, dtype=torch.long, device=problem.like.device)
+        return Equilibrium(states, residual, sweeps, torch.isfinite(residual), self.name, problem)
+
+    def _step(self, talk: Conversation, left: int, held: State) -> None:
+        """One step of all nodes at once, but of those that are held."""
+        talk.exchange(left)
+        memory, moved = talk.memory, State(held)
+        for node, old in ((node, old) for node, old in memory.states.items() if node not in held):
+            domain, target = talk.problem.domain(node), talk.targets[node]()
+            if self.annealing.remembers:
+                if node not in memory.annealing:
+                    memory.annealing[node] = [torch.zeros_like(old) for _ in range(self.annealing.remembers)]
+                size = self.annealing.size(memory.t, domain.difference(target, old), memory.annealing[node])
+            else:
+                size = self.annealing.size(memory.t, old, ())
+            moved[node] = domain.project(domain.between(old, target, size))
+        memory.states = moved
+
+    def _resumed(self, problem: Continued) -> Memory | None:
+        """What nudged phases go on with; `None` if the free phase was relaxed otherwise, and messages begin anew."""
+        memory = problem.free.passed
+        if not isinstance(memory, Memory):
+            return None
+        if memory.code != self.code:
+            raise RelaxationError(
+                "nudged phases go on with the messages of the free one: give both the same quantiser, smoothing, "
+                "ranges and seed, or leave learn.nudged out and write steps: [100, 50]"
+            )
+        return memory.repeated(problem.phases)
+
+    def _check_names(self, problem: Problem) -> None:
+        known = [node.name for node in problem.model.graph.nodes()]
+        for key, names in (("quantiser", dict(self.code.quantisers)), ("ranges", dict(self.code.ranges))):
+            for name in names.keys() - set(known):
+                message, fix = f"there is no node '{name}'", did_you_mean(name, known)
+                raise DeclarationError(Fault(message, fix, ("options", key, name), at_key=True))
+
+
+def _counts(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _range(node: str, declared: Any) -> tuple[float, float]:
+    try:
+        lo, hi = map(float, declared)
+    except (TypeError, ValueError):
+        lo = hi = 0.0
+    if not -float("inf") < lo < hi < float("inf"):
+        fix = "the lowest and the highest state, such as [-1, 2]"
+        raise DeclarationError(Fault(f"the range of '{node}' is {declared!r}", fix, ("options", "ranges", node)))
+    return lo, hi

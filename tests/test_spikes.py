@@ -1,0 +1,266 @@
+"""Quantised messages, against the published loop in numpy and against what they approximate."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from networks import ENTRIES, TIGHT, batch, catalogue_model
+from torch import Tensor
+
+from physnet.errors import DeclarationError, RelaxationError
+from physnet.explaining import explain
+from physnet.graph import EnergyGraph
+from physnet.learning import EquilibriumPropagation, gradients
+from physnet.model import EnergyModel, compile_energy
+from physnet.quantisers import parse_quantiser
+from physnet.relaxation import Relaxation, make_integrator, relax, run_nudged
+from physnet.schedules import OptimalAnnealing, parse_annealing, parse_schedule
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+def spiking(**options: Any) -> Relaxation:
+    return Relaxation("sigma_delta", options=options)
+
+
+def distance(a: Any, b: Any) -> float:
+    return max(float((a[name] - b[name]).abs().max()) for name in a.states)
+
+
+# --------------------------------------------------------------------------- quantisers
+
+
+def emitted(name: str, a: Tensor, steps: int, lowest: int = 0) -> Tensor:
+    """The spikes of a constant signal, [steps, units]."""
+    quantiser, generator = parse_quantiser(name), torch.Generator().manual_seed(1)
+    memory = [torch.zeros_like(a) for _ in range(quantiser.accumulators)]
+    uniform = lambda: torch.rand(a.shape, generator=generator, dtype=a.dtype)  # noqa: E731
+    return torch.stack([quantiser.emit(a.clone(), memory, lowest, 1, uniform).clone() for _ in range(steps)])
+
+
+@given(st.lists(st.floats(-1, 1), min_size=3, max_size=40))
+def test_what_sigma_delta_has_said_is_never_more_than_half_a_spike_behind(signal: list[float]) -> None:
+    quantiser, phi, total = parse_quantiser("sigma_delta"), torch.zeros(1), 0.0
+    for count, value in enumerate(signal, 1):
+        total += float(quantiser.emit(torch.tensor([value]), [phi], -1, 1, torch.empty))
+        assert abs(sum(signal[:count]) - total) <= 0.5 + 1e-9
+
+
+@settings(deadline=None)
+@given(st.floats(0, 1), st.integers(1, 8))
+def test_n_bits_are_off_by_half_a_level_at_most(value: float, bits: int) -> None:
+    a = torch.tensor([value, -value])
+    spikes = emitted(f"nbit({bits})", a, 1, lowest=-1)[0]
+    assert float((spikes - a).abs().max()) <= 0.5 / (2**bits - 1) + 1e-12
+    assert torch.equal(emitted("threshold", a, 1, -1), emitted("nbit(1)", a, 1, -1))
+
+
+@pytest.mark.parametrize(("name", "error"), [("sigma_delta", 1e-3), ("sigma_delta2", 2e-3), ("bernoulli", 0.05)])
+def test_the_mean_of_spikes_is_the_signal(name: str, error: float) -> None:
+    a = torch.tensor([0.0, 0.1, 0.37, 0.5, 0.93, 1.0])
+    for lowest, signal in ((0, a), (-1, torch.cat([a, -a]))):
+        spikes = emitted(name, signal, 1000, lowest)
+        assert set(spikes.unique().tolist()) == {float(v) for v in range(lowest, 2)}
+        assert float((spikes.mean(0) - signal).abs().max()) <= error
+
+
+def test_a_schedule_is_an_expression_in_t() -> None:
+    schedule = parse_schedule("0.89/t**0.43")
+    assert [schedule(t) for t in (1, 2, 50)] == pytest.approx([0.89 / t**0.43 for t in (1, 2, 50)])
+    for wrong, message in (("t", "at t = 2"), ("0.5*k", "depends on k"), ("-1/t", "at t = 1"), ("open('x')", "open")):
+        with pytest.raises(DeclarationError, match=message):
+            parse_schedule(wrong)(2)
+
+
+def test_annealing_of_a_constant_signal_in_noise_is_that_of_the_published_equations() -> None:
+    generator = np.random.default_rng(0)
+    signal, target = 0.4 + 0.1 * generator.standard_normal(60), 0.0346
+    rate, mean, square, spread, state, sizes = 1.0, 0.0, 0.0, 1.0, 0.0, []
+    for t, value in enumerate(signal, 1):
+        rate = rate / (1 + rate - target)
+        error = value - state
+        mean, square = (1 - rate) * mean + rate * error, (1 - rate) * square + rate * error**2
+        size = 1.0 if t == 1 else 1 - (square - mean**2) / (1 + spread) / square
+        spread = (1 - size) ** 2 * spread + size**2
+        state += size * error
+        sizes.append(size)
+    osa, memory, s, found = parse_annealing("osa(0.0346)"), [torch.zeros(1) for _ in range(3)], torch.zeros(1), []
+    assert isinstance(osa, OptimalAnnealing)
+    for t, value in enumerate(signal, 1):
+        size = osa.size(t, torch.tensor([value]) - s, memory)
+        s = s + size * (value - s)
+        found.append(float(size))
+    assert found == pytest.approx(sizes, abs=1e-9)
+
+
+# --------------------------------------------------------------------------- dynamics
+
+
+def published(model: EnergyModel, x: Tensor, y: Tensor | None, steps: int, beta: float = 0.0, nudged: int = 0) -> Any:
+    """The published loop for image -> hidden -> label in [0, 1], cost (x - y)^2/2, by hand in numpy."""
+    p = {name: value.detach().numpy() for name, value in model.tensors.items()}
+    w, v, b, c = p["image_hidden.w"], p["hidden_label.w"], p["hidden.b"], p["label.b"]
+    s = {"image": x.numpy(), "hidden": np.zeros((len(x), len(b))), "label": np.zeros((len(x), len(c)))}
+    last, phi, r = ({name: np.zeros_like(value) for name, value in s.items()} for _ in range(3))
+    for t in range(1, steps + nudged + 1):
+        epsilon, smooth, nudge = 0.843 / t**0.0923, 0.832 / t**0.584, beta if t > steps else 0.0
+        for name, value in s.items():
+            phi[name] = phi[name] + (value - (1 - smooth) * last[name]) / smooth
+            q = (phi[name] > 0.5).astype(float)
+            phi[name] = phi[name] - q
+            r[name] = (1 - smooth) * r[name] + smooth * q
+            last[name] = value
+        hidden = r["image"] @ w.T + r["label"] @ v + b
+        label = r["hidden"] @ v.T + c
+        if y is not None:
+            label = (label + nudge * np.eye(len(c))[y.numpy()]) / (1 + nudge)
+        s["hidden"] = np.clip((1 - epsilon) * s["hidden"] + epsilon * hidden, 0, 1)
+        s["label"] = np.clip((1 - epsilon) * s["label"] + epsilon * label, 0, 1)
+    return s
+
+
+def two_layers(seed: int = 1) -> EnergyModel:
+    graph = EnergyGraph("hopfield").input("image", 6).state("hidden", 8)
+    graph.output("label", 3, cost="(x - y)**2/2", domain=[0, 1])
+    return compile_energy(graph.couple("image", "hidden").couple("hidden", "label"), seed)
+
+
+def test_the_free_phase_is_the_published_loop() -> None:
+    model, (x, _) = two_layers(), batch(units=6)
+    found, wanted = relax(model, spiking(steps=30), image=x), published(model, x, None, 30)
+    for name in ("hidden", "label"):
+        assert np.allclose(found[name].numpy(), wanted[name], atol=1e-12)
+    assert bool(found.converged.all()) and found.sweeps.tolist() == [30] * 3
+
+
+def test_nudged_phases_go_on_where_the_free_one_is_each_for_itself() -> None:
+    model, (x, y) = two_layers(), batch(units=6)
+    settings = spiking(steps=[30, 12])
+    nudged = run_nudged(relax(model, settings, image=x), {"target": y}, [0.5, 0.0, -0.5], settings)
+    for phase, beta in enumerate((0.5, 0.0, -0.5)):
+        wanted = published(model, x, y, 30, beta, 12)
+        for name in ("hidden", "label"):
+            assert np.allclose(nudged[name][3 * phase : 3 * phase + 3].numpy(), wanted[name], atol=1e-12)
+
+
+def test_what_inputs_say_ahead_is_what_they_say_step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, (x, _) = two_layers(), batch(units=6)
+    ahead = relax(model, spiking(steps=20, quantiser="bernoulli"), image=x)
+    monkeypatch.setattr("physnet.spiking.AHEAD", 50)  # two steps at once
+    assert distance(ahead, relax(model, spiking(steps=20, quantiser="bernoulli"), image=x)) < 1e-12
+
+
+def test_states_may_be_means_over_the_last_steps() -> None:
+    model, (x, _) = two_layers(), batch(units=6)
+    last = [relax(model, spiking(steps=steps), image=x)["hidden"] for steps in (18, 19, 20)]
+    mean = relax(model, spiking(steps=20, average=3), image=x)["hidden"]
+    assert torch.allclose(mean, (last[0] + last[1] + last[2]) / 3, atol=1e-12)
+
+
+@pytest.mark.parametrize("energy", [name for name in ENTRIES if name not in ("hopfield-relu6",)])
+def test_any_energy_whose_couplings_separate_can_be_told_in_spikes(energy: str) -> None:
+    """Messages are cos and sin of angles, functions of rates, voltages."""
+    model, (x, _) = catalogue_model(energy), batch()
+    rest = relax(model, TIGHT, image=x)
+    wide = {name: 1.5 * float(value.abs().max()) for name, value in {"image": x, **rest.states}.items()}
+    angular = rest.problem.domain("label").period
+    ranges = {} if angular else {name: [-size, size] for name, size in wide.items()}
+    near = relax(model, spiking(steps=400, ranges=ranges), image=x)
+    start = relax(model, spiking(steps=1, ranges=ranges), image=x)
+    assert distance(near, rest) < 0.03
+    assert distance(near, rest) < 0.2 * distance(start, rest)
+
+
+@pytest.mark.parametrize("protocol", ["positive", "random_sign", "centered", "contrastive"])
+def test_gradients_are_those_of_rates(protocol: str) -> None:
+    model, (x, y) = two_layers(), batch(units=6)
+    exact = gradients(EquilibriumPropagation(model, 0.5, protocol, relaxation=TIGHT, watch=0), image=x, target=y)
+    for quantiser, size, least in (("identity", 0.5, 1 - 1e-9), ("sigma_delta", "0.843/t**0.0923", 0.99)):
+        relaxation = spiking(steps=[200, 100], quantiser=quantiser, step_size=size)
+        found = gradients(EquilibriumPropagation(model, 0.5, protocol, relaxation=relaxation), image=x, target=y)
+        for name, value in exact.items():
+            assert float(torch.cosine_similarity(found[name].flatten(), value.flatten(), 0)) > least, (name, quantiser)
+
+
+# --------------------------------------------------------------------------- published figures
+
+
+def test_the_ranking_and_the_slopes_of_the_published_table() -> None:
+    import spiking_convergence
+
+    found = spiking_convergence.measured(seeds=3)
+    for operator in spiking_convergence.OPERATORS[1:]:  # within a factor of three of what was published, everywhere
+        ratios = np.array(found[operator.name]) / np.array(operator.published)
+        assert (ratios > 1 / 3).all() and (ratios < 3).all(), operator.name
+    at_400 = [found[operator.name][-1] for operator in spiking_convergence.OPERATORS[1:]]
+    constant, stochastic, linear, root, slow, fast = at_400
+    assert fast < slow < min(linear, root) < max(linear, root) < stochastic < constant
+    assert found["sigma-delta, 1/2"][-1] > 0.5 * found["sigma-delta, 1/2"][1]  # which doesn't converge
+    assert found["continuous, 1/2"][-1] < 1e-10
+
+
+def test_average_pooling_keeps_the_gradient_and_max_pooling_does_not() -> None:
+    import spiking_gradient
+
+    found = spiking_gradient.cosines(steps=(100,))
+    assert all(curve[0] > 0.95 for curve in found["average"].values())
+    assert min(curve[0] for curve in found["max"].values()) < 0.9
+    assert found["max"]["c1_c2.w"][0] < found["average"]["c1_c2.w"][0] - 0.1
+
+
+def test_max_pooling_without_quantisers_is_that_of_rates_and_has_a_caveat_with_them() -> None:
+    import spiking_gradient
+
+    model = spiking_gradient.network("max")
+    image = spiking_gradient.batch(4)["image"]
+    exact = relax(model, spiking(steps=400, quantiser="identity", step_size=0.5), image=image)
+    assert float(exact.residual.max()) < 1e-12  # by the exact updates of the energy itself
+    shown = explain(model, integrator="sigma_delta")
+    assert any("winners of 'image_c1' are those of spikes" in warning for warning in shown.warnings)
+    assert not explain(spiking_gradient.network("average"), integrator="sigma_delta").warnings
+
+
+# --------------------------------------------------------------------------- misuse
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 0}, "steps"),
+        ({"steps": [10, 5, 2]}, "steps"),
+        ({"average": 200}, "average"),
+        ({"step_size": "2/t"}, "at t = 1"),
+        ({"smoothing": "q"}, "depends on q"),
+        ({"quantiser": "sigma"}, "unknown quantiser"),
+        ({"quantiser": {"hidden": "nbit(0)"}}, "bits"),
+        ({"ranges": {"hidden": [1, 0]}}, "range of 'hidden'"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused_when_they_are_read(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(DeclarationError, match=message):
+        make_integrator("sigma_delta", options)
+
+
+def test_what_cannot_be_told_in_spikes_says_why() -> None:
+    (x, y), model = batch(), catalogue_model("hopfield")
+    with pytest.raises(DeclarationError, match="states of 'label' have no largest value"):
+        relax(model, spiking(), image=x)
+    ranges = {"label": [-1, 2]}
+    with pytest.raises(RelaxationError, match="image: \\["):
+        relax(model, spiking(ranges=ranges), image=2 * x)
+    with pytest.raises(DeclarationError, match="no node 'lable'"):
+        relax(model, spiking(ranges=ranges, quantiser={"lable": "identity"}), image=x)
+    with pytest.raises(RelaxationError, match="same quantiser"):
+        relaxation, nudged = spiking(ranges=ranges), spiking(ranges=ranges, quantiser="bernoulli")
+        EquilibriumPropagation(model, relaxation=relaxation, nudged=nudged)(image=x, target=y)
+    with pytest.raises(RelaxationError, match="prediction"):
+        graph = EnergyGraph("predictive").input("image", 5).output("label", 3, cost="(x - y)**2/2")
+        relax(compile_energy(graph.couple("image", "label")), spiking(), image=x)
