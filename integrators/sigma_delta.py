@@ -43,7 +43,7 @@ class SigmaDelta(Integrator):
         ranges: by node, its lowest and highest state, where the domain of a node has no bounds or wide ones. Inputs are
             taken to be in [0, 1].
         average: over how many of its last steps the state that a phase ends in is averaged; 1 for the last one.
-        seed: of random spikes, which are the same in every relaxation.
+        seed: of random spikes, along with what the relaxation is for: seed of the run, number of the batch, phase.
 
     Raises:
         DeclarationError: for options that make no sense.
@@ -52,6 +52,7 @@ class SigmaDelta(Integrator):
     name = "sigma_delta"
     idea = "nodes tell each other their states in spikes"
     coordinates = "continued"
+    speaks = True
 
     def __init__(
         self,
@@ -102,7 +103,8 @@ class SigmaDelta(Integrator):
     def relax(self, problem: Problem, state: State, rule: StoppingRule) -> Equilibrium:
         self._check_names(problem)
         nudged = isinstance(problem, Continued)
-        talk = Conversation(problem, self.code, state, self._resumed(problem) if nudged else None)
+        memory, now = self._resumed(problem) if nudged else None, self.occasion
+        talk = Conversation(problem, self.code, state, memory, now.keys, now.share)
         held = problem.held if nudged else {}
         talk.memory.states |= held
         memory, steps, sums = talk.memory, self.steps[nudged], State()

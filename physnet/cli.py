@@ -15,6 +15,7 @@ from rich.table import Table
 from physnet.declaration import Experiment, load_experiment
 from physnet.errors import DeclarationError, PhysnetError
 from physnet.seeing import draw, simulate, sweep
+from physnet.speaking import show_costs
 from physnet.terminal import File, Hardware, Set, changes, console
 
 if TYPE_CHECKING:
@@ -109,12 +110,15 @@ def evaluate(
     best: Annotated[bool, typer.Option("--best", help="as it was after the best validation epoch")] = False,
     hardware: Hardware = None,
 ) -> None:
-    """Test a trained network on the test set of its run."""
+    """Test a trained network on the test set of its run; where it speaks in spikes, also count what they cost."""
+    from physnet.activity import Activity
+    from physnet.listening import listening
     from physnet.metrics import measure
     from physnet.training import load_run
 
     trainer = load_run(folder, best, changes(hardware, "hardware"))
-    found = measure(trainer.engine, trainer.test, top=trainer.top)
+    with listening(activity := Activity()):
+        found = measure(trainer.engine, trainer.test, top=trainer.top)
     console.print(f"test cost  {found.cost:.5f}")
     if found.error is not None:
         console.print(f"test error {found.error:.2f} %   (accuracy {100 - found.error:.2f} %)")
@@ -122,6 +126,8 @@ def evaluate(
         console.print(f"top-{trainer.top} error {found.top_error:.2f} %")
     if found.lost:
         console.print(f"{found.lost} of {trainer.test.count} images can't be read")
+    if activity.spoken:
+        show_costs(trainer, activity)
 
 
 @app.command()

@@ -105,6 +105,20 @@ class Linked(ABC):
             w = w.detach().requires_grad_()
             return torch.autograd.grad(self.apply(u, w), w, v)[0]
 
+    def synapses(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        """How many units of post each unit of pre reaches, [*pre], and each of post how many of pre, [*post].
+
+        Arguments:
+            w: any weight; only its shape, dtype and device count.
+        """
+        import torch
+
+        ones = torch.ones_like(w)
+        return (
+            self.adjoint(ones.new_ones((1, *self.post)), ones)[0],
+            self.apply(ones.new_ones((1, *self.pre)), ones)[0],
+        )
+
     # Couplings that don't separate are evaluated over all pairs. A connection that can list its pairs overrides these.
 
     def pairs(self, pre: Tensor, post: Tensor) -> tuple[Tensor, Tensor]:
@@ -191,6 +205,9 @@ class RealLink(Linked):
 
     def correlate(self, u: Tensor, v: Tensor, w: Tensor) -> Tensor:
         return self.link.correlate(u, v, w)
+
+    def synapses(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        return self.link.synapses(w)
 
 
 def _in_parts(u: Tensor, w: Tensor, apply: Callable[[Tensor, Tensor], Tensor]) -> Tensor:

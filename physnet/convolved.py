@@ -11,6 +11,7 @@ link.correlate(u, S_u^T v, w).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -133,6 +134,9 @@ class AveragedLink(Linked):
         found = torch.nn.functional.avg_pool2d(larger, self.kernel, 1)
         return found if w.dim() else found.sum()
 
+    def synapses(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        return self.link.synapses(w.new_ones(self.link.weight))
+
     def _averaged(self, w: Tensor) -> Tensor:
         """K, worked out once per weight."""
         high, wide = (size - 1 for size in self.kernel)
@@ -167,6 +171,9 @@ class FixedLink(Linked):
 
     def adjoint(self, v: Tensor, w: Tensor) -> Tensor:
         return self.transpose(v)
+
+    def synapses(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        return _probed(self, w)
 
 
 class ScaledLink(FixedLink):
@@ -217,6 +224,26 @@ class ChainLink(Linked):
             v = link.adjoint(v, w)
         return self.weighted.correlate(u, v, w)
 
+    def synapses(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        return _probed(self, w)
+
+
+PROBED = 64
+"""Units of pre that are tried at once, to see what they reach."""
+
+
+def _probed(link: Linked, w: Tensor) -> tuple[Tensor, Tensor]:
+    """`Linked.synapses` of maps whose coefficients are positive, but not 1: unit by unit."""
+    ones, units = torch.ones_like(w), prod(link.pre)
+    reached, heard = w.new_zeros(units), w.new_zeros(link.post)
+    for first in range(0, units, PROBED):
+        some = torch.arange(first, min(first + PROBED, units), device=w.device)
+        spikes = torch.nn.functional.one_hot(some, units).to(w).view(-1, *link.pre)
+        there = link.apply(spikes, ones) != 0
+        reached[some] = there.flatten(1).sum(1).to(w)
+        heard += there.sum(0)
+    return reached.view(link.pre), heard
+
 
 # --------------------------------------------------------------------------- max-pooling
 
@@ -265,6 +292,11 @@ class PooledLink(Selecting):
 
     def placed(self, v: Tensor, w: Tensor, u: Tensor) -> Tensor:
         return self._placed((v, w, u), lambda: self.place(v, w, u))
+
+    def synapses(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        """Everything before the maxima hears pre; a unit of post speaks to one winner, here the best connected one."""
+        reached, heard = self.link.synapses(w)
+        return reached, self._pool(heard[None]).largest[0]
 
     def _windows(self, u: Tensor, w: Tensor) -> Windows:
         return self._here((u, w), lambda: self._pool(self.link.apply(u, w)))

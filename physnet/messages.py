@@ -33,6 +33,11 @@ class Channel:
     node: str
     function: sp.Expr
 
+    @property
+    def title(self) -> str:
+        """Who speaks, and of what if that isn't just the state."""
+        return self.node if self.function == X else self.decoded
+
     @cached_property
     def decoded(self) -> str:
         """The name of what neighbours have understood so far; no node can be called so."""

@@ -144,6 +144,8 @@ class Integrator(ABC):
     coordinates: str = "states"
     """Of nudged phases: `states`; where a state is predicted also `errors`, or `plain states` in the model's dtype; of
     couplings also `continued`: states that go on where the free phase is."""
+    speaks: bool = False
+    """Whether nodes tell each other messages, that a `Listener` hears."""
     occasion: Occasion = Occasion()
     """Which relaxation this is; known from when it begins."""
 

@@ -15,6 +15,7 @@ from rich.table import Table
 from physnet.declaration import load_experiment
 from physnet.devices import refuse_beside_sweep, sweep_hardware
 from physnet.errors import DeclarationError
+from physnet.speaking import show_messages
 from physnet.terminal import File, Hardware, Set, changes, console, made_folder, write_csv
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ def simulate(
         write_csv(where / "oscillators.csv", _oscillators(path))
         files["oscillators"] = where / "oscillators.csv"
     files["picture"] = simulation_picture(path, where / "simulation.png")
+    files |= show_messages(experiment, model, inputs, target, rows, where)
     if path.angles and declared.animate:
         from physnet.phases import animation
 

@@ -11,6 +11,7 @@ import math
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,10 +22,11 @@ from physnet.coding import Code, Speaker, Voice, copied
 from physnet.continued import Continued
 from physnet.domains import REAL
 from physnet.layout import arranged, repeat
+from physnet.listening import listeners
 from physnet.lowering import Plan
 from physnet.messages import Channel, Hearing, MessagePlan, message_plan
 from physnet.model import EnergyModel
-from physnet.problem import FLAT, Problem, State, laid_out
+from physnet.problem import FLAT, Problem, Share, State, laid_out
 from physnet.randomness import stream
 from physnet.separation import GradientOnly, Quadratic
 
@@ -103,10 +105,20 @@ class Conversation:
         code: how messages are encoded.
         start: the states, where nothing is remembered.
         memory: where it stands, changed from step to step; `None` before the first one.
+        keys: what random spikes are drawn from, beside the seed.
+        share: which rows of the whole batch these are, where processes divide it.
     """
 
-    def __init__(self, problem: Problem, code: Code, start: State, memory: Memory | None = None) -> None:
-        self.problem, self.code, self.model = problem, code, problem.model
+    def __init__(
+        self,
+        problem: Problem,
+        code: Code,
+        start: State,
+        memory: Memory | None = None,
+        keys: tuple[int | str, ...] = (),
+        share: Share | None = None,
+    ) -> None:
+        self.problem, self.code, self.model, self.keys, self.share = problem, code, problem.model, keys, share
         self.samples = problem.free if isinstance(problem, Continued) else problem  # whose inputs aren't repeated
         exact = frozenset(name for name in self.model.inputs if code.of(name).exact)
         self.spoken, self.functions = compiled(self.model, exact)
@@ -124,6 +136,9 @@ class Conversation:
         self._ahead, self._begun, self._until = dict[str, tuple[Tensor, ...]](), 0, 0
         self.said: State = {}
         self.heard: State = {}
+        self.listeners = listeners()
+        for listener in self.listeners:
+            listener.begin(self)
 
     def _join(
         self, channels: Iterable[Channel], clamped: Mapping[str, Tensor], voices: dict[str, Voice]
@@ -160,6 +175,7 @@ class Conversation:
             voice, uniform = memory.voices[name], self._uniform(channel, memory.t, state)
             self.said[channel.raw] = self._speakers[name].say(voice, state, smoothing, uniform)
             self.heard[name] = voice.decoded
+            self._tell(channel, memory.t, self.said[channel.raw], voice)
         for item in self.spoken.pooled:
             self._hear(item, self._decoded(item, smoothing))
         if self.given and memory.t > self._until:
@@ -179,12 +195,17 @@ class Conversation:
             every = arranged(x.new_empty((count * rows, *voice.last.shape[1:])))
             for t, into in enumerate(every.split(rows), first):
                 uniform = self._uniform(channel, t, x)
-                self._speakers[channel.decoded].say(voice, x, self.code.smoothing(t), uniform, into)
+                spikes = self._speakers[channel.decoded].say(voice, x, self.code.smoothing(t), uniform, into)
+                self._tell(channel, t, spikes, voice)
             voice.decoded = voice.decoded.clone()  # what follows may outlive all these steps
             said[channel.decoded] = every
         for item in self.spoken.given:
             self._ahead[item.function] = self.functions[item.function](self.problem.parameters, said).split(rows)
         self._begun, self._until = first, first + count - 1
+
+    def _tell(self, channel: Channel, t: int, message: Tensor, voice: Voice) -> None:
+        for listener in self.listeners:
+            listener.said(self, channel, t, message, voice)
 
     def _decoded(self, item: Hearing, smoothing: float) -> Tensor:
         """What is understood of what has passed maxima."""
@@ -201,12 +222,9 @@ class Conversation:
         self.fixed[item.node][item.field] = repeat(heard, phases)
 
     def _uniform(self, channel: Channel, t: int, like: Tensor) -> Callable[[], Tensor]:
-        """Numbers of this step, drawn on the CPU so that a seed means the same on every device."""
-
-        def draw() -> Tensor:
-            return torch.rand(like.shape, generator=stream(self.code.seed, "spikes", channel.decoded, t)).to(like)
-
-        return draw
+        """Numbers of this step, other ones for every phase; of a share, those that it has in the whole batch."""
+        generator = partial(stream, self.code.seed, "spikes", *self.keys, channel.decoded, t)
+        return lambda: uniform_numbers(generator(), like, self.share)
 
     # ---------------------------------------------------------------- where units would go
 
@@ -240,3 +258,10 @@ class Conversation:
             return update(parameters, self.heard, self.fixed, made[0], *given[1:])
 
         return minimum
+
+
+def uniform_numbers(generator: torch.Generator, like: Tensor, share: Share | None) -> Tensor:
+    """Numbers from [0, 1), drawn on the CPU so that a seed means the same on every device."""
+    total, kept = (len(like), slice(None)) if share is None else (share.total, share.rows)
+    parts = len(like) // len(range(total)[kept])  # phases are stacked along the rows
+    return torch.rand((parts, total, *like.shape[1:]), generator=generator)[:, kept].reshape(like.shape).to(like)
