@@ -30,7 +30,8 @@ class Track:
     Arguments:
         channel: who speaks, and of what.
         place: of its node in the network, in the order of declaration.
-        units: the numbers of the units that were recorded, evenly spaced.
+        total: how many units it has.
+        units: the numbers of those that were recorded, evenly spaced.
         steps: t, from 1.
         nudged: whether a step belongs to a nudged phase.
         spikes: messages, in units of what is said.
@@ -41,6 +42,7 @@ class Track:
 
     channel: Channel
     place: int
+    total: int
     units: Tensor
     steps: list[int] = field(default_factory=list)
     nudged: list[bool] = field(default_factory=list)
@@ -69,7 +71,7 @@ class Raster(Listener):
             total = message[0].numel()
             chosen = torch.linspace(0, total - 1, min(total, self.units)).round().long()
             place = [node.name for node in talk.model.graph.nodes()].index(channel.node)
-            self.tracks[channel.decoded] = Track(channel, place, chosen)
+            self.tracks[channel.decoded] = Track(channel, place, total, chosen)
         track = self.tracks[channel.decoded]
         if track.steps and t <= track.steps[-1]:
             return  # another relaxation
@@ -119,7 +121,9 @@ def raster_picture(raster: Raster, path: str | Path) -> Path:
         traced = _restless(track)
         _traces(column[1], track, traced)
         _membranes(column[2], track, traced)
-        column[0].set_title(track.channel.title)
+        shown_of, rate = f"{len(track.units)} of {track.total} units", torch.stack(track.spikes).count_nonzero()
+        rate = float(rate) / (len(track.steps) * len(track.units))
+        column[0].set_title(f"{track.channel.title}, {shown_of}\n{rate:.2f} spikes per unit and step", size=10)
         column[2].set_xlabel("step")
         for axis in column:
             axis.spines[["top", "right"]].set_visible(False)
@@ -128,7 +132,8 @@ def raster_picture(raster: Raster, path: str | Path) -> Path:
             axis.set_xlim(0.5, len(track.steps) + 0.5)
     for axis, label in zip(grid[:, 0], ("unit", "state", "membrane"), strict=True):
         axis.set_ylabel(label)
-    figure.suptitle("What the nodes tell each other")
+    thin = "what neighbours understand is thin" + ", nudged steps are shaded" * any(tracks[0].nudged)
+    figure.suptitle(f"What the nodes tell each other: {thin}")
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
     return Path(path)
@@ -149,8 +154,6 @@ def _spikes(axis: Any, track: Track) -> None:
     axis.scatter(steps.numpy() + 1, units.numpy(), marker="|", s=height**2, c=colours, linewidths=0.7)
     axis.set_ylim(-0.7, messages.shape[1] - 0.3)
     axis.yaxis.get_major_locator().set_params(integer=True)
-    axis.text(0.99, 1.0, f"{float((messages != 0).double().mean()):.2f} spikes per unit and step", size=7, ha="right",
-              va="bottom", transform=axis.transAxes, color=DECODED)  # fmt: skip
 
 
 def _traces(axis: Any, track: Track, units: list[int]) -> None:
