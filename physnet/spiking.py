@@ -30,7 +30,7 @@ from physnet.problem import FLAT, Problem, Share, State, laid_out
 from physnet.randomness import stream
 from physnet.separation import GradientOnly, Quadratic
 
-AHEAD = 2**20
+AHEAD = 2**18
 """Up to how many numbers what inputs say is worked out beforehand."""
 
 

@@ -19,6 +19,7 @@ from physnet.explaining import explain
 from physnet.graph import EnergyGraph
 from physnet.learning import EquilibriumPropagation, gradients
 from physnet.model import EnergyModel, compile_energy
+from physnet.problem import Share
 from physnet.quantisers import parse_quantiser
 from physnet.relaxation import Relaxation, make_integrator, relax, run_nudged
 from physnet.schedules import OptimalAnnealing, parse_annealing, parse_schedule
@@ -190,6 +191,44 @@ def test_gradients_are_those_of_rates(protocol: str) -> None:
             assert float(torch.cosine_similarity(found[name].flatten(), value.flatten(), 0)) > least, (name, quantiser)
 
 
+def test_the_mean_gradient_of_random_spikes_comes_near_that_of_rates_the_longer_they_are_averaged() -> None:
+    """Bernoulli spikes and time averages: what noise leaves behind at the bounds falls with its variance."""
+    model, (x, y) = two_layers(), batch(units=6)
+    exact = gradients(EquilibriumPropagation(model, 0.5, relaxation=TIGHT, watch=0), image=x, target=y)
+
+    def error(slow: int, draws: int, **options: Any) -> dict[str, float]:
+        averaged = {"steps": [200 * slow, 100 * slow], "average": 30 * slow, "smoothing": 0.3 / slow**1.7}
+        relaxation = spiking(quantiser="bernoulli", step_size=0.1, **averaged, **options)
+        ep = EquilibriumPropagation(model, 0.5, relaxation=relaxation)
+        found = gradients(ep, image=x.repeat(draws, 1), target=y.repeat(draws))  # every row draws its own
+        return {name: float((found[name] - exact[name]).norm() / exact[name].norm()) for name in exact}
+
+    one, fast, slow = error(1, 1), error(1, 200), error(4, 200)
+    for name in exact:
+        assert fast[name] < 0.8 * one[name]
+        assert slow[name] < 0.8 * fast[name]
+        assert slow[name] < 0.15
+    seeds = [error(1, 20, seed=seed)["hidden_label.w"] for seed in (1, 2, 3)]
+    assert len(set(seeds)) == 3
+
+
+def test_random_spikes_are_drawn_anew_for_every_batch_and_shared_rows_keep_theirs() -> None:
+    model, (x, y) = two_layers(), batch(units=6)
+    ep = EquilibriumPropagation(model, 0.5, relaxation=spiking(steps=20, quantiser="bernoulli"))
+
+    def states(step: int, rows: slice = slice(None), share: Share | None = None) -> Tensor:
+        ep.share = share
+        ep(step=step, image=x[rows], target=y[rows])
+        assert ep.last is not None and ep.last.nudged is not None
+        return ep.last.nudged["hidden"].unflatten(0, (2, -1))
+
+    first = states(1)
+    assert torch.equal(first, states(1)) and not torch.equal(first, states(2))
+    for rank in (0, 1):
+        share = Share(len(x), rank, 2)
+        assert torch.equal(states(1, share.rows, share), first[:, share.rows])
+
+
 # --------------------------------------------------------------------------- published figures
 
 
@@ -226,6 +265,26 @@ def test_max_pooling_without_quantisers_is_that_of_rates_and_has_a_caveat_with_t
     shown = explain(model, integrator="sigma_delta")
     assert any("winners of 'image_c1' are those of spikes" in warning for warning in shown.warnings)
     assert not explain(spiking_gradient.network("average"), integrator="sigma_delta").warnings
+
+
+# --------------------------------------------------------------------------- memory
+
+
+def test_memory_is_constant_in_time_where_that_of_backpropagation_grows(monkeypatch: pytest.MonkeyPatch) -> None:
+    import spiking_memory
+
+    model, x, y = spiking_memory.network((40, 20, 3)), torch.rand(16, 40), torch.arange(16) % 3
+    with torch.no_grad():
+        by_hand = spiking_memory.through_time(model.tensors, x, 30)
+    here = relax(model, spiking(steps=30), image=x)
+    assert all(torch.allclose(here[name], by_hand[name], atol=1e-12) for name in here.states)  # the same dynamics
+    monkeypatch.setattr("physnet.spiking.AHEAD", 10 * x.numel())  # what inputs say in 10 steps
+    few, more, most = spiking_memory.measure(model, x, y, steps=(20, 40, 80))
+    state = 8 * 16 * (40 + 20 + 3)  # bytes of all states
+    assert most.propagation - few.propagation < 3 * state
+    slopes = [(b.backpropagation - a.backpropagation) / (b.steps - a.steps) for a, b in ((few, more), (more, most))]
+    assert slopes[1] == pytest.approx(slopes[0], rel=0.05)
+    assert slopes[0] > 2 * state
 
 
 # --------------------------------------------------------------------------- misuse
