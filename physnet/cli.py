@@ -174,6 +174,11 @@ def check(
         previous = row.protocol
         table.add_row(first, row.tensor, f"{row.cosine:.6f}", f"{row.error:.2e}", f"{row.fall:.2f} x")
     console.print(table)
+    from physnet.relaxation import choose
+
+    problem = trainer.energy.problem(samples, **{name: batch[name] for name in trainer.energy.inputs})
+    for caveat in choose(problem, experiment.relax.integrator)[0].caveats(problem):
+        console.print(f"[yellow]{escape(caveat)}[/]")
 
 
 def _updates_table(trainer: Trainer, batch: dict[str, Any], beta: float) -> Table:

@@ -48,6 +48,23 @@ def test_digits_are_the_ones_of_scikit_learn_split_once() -> None:
     assert sum(row.tobytes() in seen for row in data.test["x"]) == 0
 
 
+def test_five_thousand_digits_are_divided_alike(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (5000, 784))
+    classes = np.repeat(np.arange(10), 500)
+    table = np.column_stack([pixels, classes])
+    lines = "\n".join(",".join(map(str, row)) for row in table.tolist())
+    (tmp_path / "mnist_5k.csv.gz").write_bytes(gzip.compress(lines.encode(), 1))
+    data = load_data({"mnist_small": {"folder": str(tmp_path)}})
+    assert data.train["x"].shape == (4000, 784) and data.test["x"].shape == (1000, 784)
+    assert np.bincount(data.train["y"]).tolist() == [400] * 10 and np.bincount(data.test["y"]).tolist() == [100] * 10
+    assert data.train["y"][:12].tolist() == [*range(10), 0, 1]  # so that a limit takes all classes
+    assert np.array_equal(np.round(255 * data.train["x"][13]), pixels[1501])
+    assert load_data({"mnist_small": {"folder": str(tmp_path), "pad": 0}}).train["x"].shape == (4000, 1, 28, 28)
+    (tmp_path / "mnist_5k.csv.gz").write_bytes(gzip.compress(b"1,2,3\n4,x,6"))
+    with pytest.raises(DataError, match=r"mnist_5k\.csv\.gz.*fetch it again"):
+        load_data({"mnist_small": {"folder": str(tmp_path)}})
+
+
 @pytest.mark.parametrize("shape", [(5,), (4, 3), (2, 3, 4)])
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 def test_idx_files_are_read_as_written(tmp_path: Path, shape: tuple[int, ...], suffix: str) -> None:

@@ -85,3 +85,12 @@ def test_commands_show_messages_of_networks_that_have_any(tmp_path: Path) -> Non
     other = ["--set", "relax.integrator=auto", "--set", "relax.options={}"]
     assert "synaptic" not in shown("simulate", file, *other, "--samples", 2, "--out", tmp_path / "rates")
     assert not (tmp_path / "rates" / "raster.csv").exists()
+
+
+def test_check_warns_of_winners_among_spikes(tmp_path: Path) -> None:
+    file = tmp_path / "pooled.yaml"
+    image = SPIKING.replace("image: {shape: 64,", "image: {shape: [1, 8, 8],").replace("shape: 12", "shape: [2, 3, 3]")
+    file.write_text(image.replace("image -> hidden: dense", 'image -> hidden: "conv2d(3) >> max_pool2d(2)"'))
+    result = CliRunner().invoke(app, ["check", str(file), "--samples", "2"])
+    assert result.exit_code == 0, result.output
+    assert "are those of spikes" in " ".join(result.output.split())

@@ -278,13 +278,13 @@ def test_memory_is_constant_in_time_where_that_of_backpropagation_grows(monkeypa
         by_hand = spiking_memory.through_time(model.tensors, x, 30)
     here = relax(model, spiking(steps=30), image=x)
     assert all(torch.allclose(here[name], by_hand[name], atol=1e-12) for name in here.states)  # the same dynamics
-    monkeypatch.setattr("physnet.spiking.AHEAD", 10 * x.numel())  # what inputs say in 10 steps
+    monkeypatch.setattr("physnet.spiking.AHEAD", 5 * x.numel())  # what inputs say in 5 steps
     few, more, most = spiking_memory.measure(model, x, y, steps=(20, 40, 80))
     state = 8 * 16 * (40 + 20 + 3)  # bytes of all states
     assert most.propagation - few.propagation < 3 * state
     slopes = [(b.backpropagation - a.backpropagation) / (b.steps - a.steps) for a, b in ((few, more), (more, most))]
     assert slopes[1] == pytest.approx(slopes[0], rel=0.05)
-    assert slopes[0] > 2 * state
+    assert slopes[0] > state  # the membrane of every unit in every step, at least
 
 
 # --------------------------------------------------------------------------- misuse
