@@ -74,7 +74,7 @@ def show_costs(trainer: Trainer, inference: Activity) -> None:
             engine(**batch)
         columns["training step"] = step
     console.print(_table(columns))
-    inputs = {name: batch[name] for name in trainer.model.inputs}
+    inputs: dict[str, Any] = {name: batch[name] for name in trainer.model.inputs}
     once, each = multiplications(trainer.model)
     rates = relax(trainer.energy, rows=None if inputs else len(next(iter(batch.values()))), **inputs)
     sweeps = float(rates.sweeps.double().mean())
