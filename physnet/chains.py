@@ -79,9 +79,12 @@ class Chain(Connection):
         from physnet.convolved import ChainLink
 
         linear = self.members[:-1] if self.selects else self.members
-        shapes = self.shapes(pre, post)
-        links = tuple(m.bind_member(*ends) for m, ends in zip(linear, pairwise(shapes), strict=False))
-        link = links[0] if len(links) == 1 else ChainLink(links, self.place)
+        links, place = list[Linked](), 0
+        for member, ends in zip(linear, pairwise(self.shapes(pre, post)), strict=False):
+            joined = member.join(links[-1], ends[1]) if links else None
+            links[-1 if joined else len(links) :] = [joined or member.bind_member(*ends)]
+            place = len(links) - 1 if member.weighted else place
+        link = links[0] if len(links) == 1 else ChainLink(tuple(links), place)
         return self.members[-1].select(link, post) if self.selects else link
 
     def declaration(self) -> str:

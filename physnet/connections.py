@@ -65,6 +65,10 @@ class Connection(ABC):
         """The map as the member of a chain, where what isn't `weighted` ignores its weight."""
         return self.bind(pre, post)
 
+    def join(self, link: Linked, post: Shape) -> Linked | None:
+        """The map behind another one as a single map, where that is cheaper than one after the other."""
+        return None
+
     def select(self, link: Linked, post: Shape) -> Linked:
         """The map behind another one, for a connection that `selects`."""
         raise NotImplementedError

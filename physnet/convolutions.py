@@ -201,6 +201,14 @@ class AvgPool2d(_Pool):
         like = v.new_empty((v.shape[0], *pre))
         return torch.ops.aten.avg_pool2d_backward(v, like, *map(list, self.sizes), False, True, None)
 
+    def join(self, link: Linked, post: Shape) -> Linked | None:
+        from physnet.convolved import AveragedLink, ConvLink
+
+        kernel, stride, padding = self.sizes
+        if not isinstance(link, ConvLink) or padding != (0, 0):
+            return None
+        return AveragedLink(link, post, kernel, stride) if AveragedLink.pays(link, kernel, stride) else None
+
 
 @dataclass(frozen=True)
 class MaxPool2d(_Pool):

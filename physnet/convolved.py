@@ -82,6 +82,79 @@ class ConvLink(Linked):
         return found if w.dim() else found.sum()
 
 
+class AveragedLink(Linked):
+    """A convolution followed by average pooling, as one convolution with a larger kernel and stride:
+
+        mean over windows of conv(u, w) = conv(u, K),      K[i] = sum over d in the window of w[i - d]/(its size)
+
+    Its transpose makes the pixels that share a place within the stride as channels of one plain transposed
+    convolution, which is twice as fast as one with a stride.
+
+    Arguments:
+        link: the convolution.
+        post: shape behind the pooling.
+        kernel, stride: of the pooling.
+    """
+
+    def __init__(self, link: ConvLink, post: Shape, kernel: tuple[int, int], stride: tuple[int, int]) -> None:
+        super().__init__(link.pre, post)
+        self.shape, self.kernel, self._larger, self._parts = link.weight, kernel, Kept(), Kept()
+        span = link.weight[2] + kernel[0] - 1, link.weight[3] + kernel[1] - 1
+        self.link = ConvLink(link.pre, post, (*link.weight[:2], *span), span, link.settings | {"stride": stride})
+        self.step = stride[0]
+        plain = stride[0] == stride[1] and link.settings["groups"] == 1
+        self.divides = plain and not any(size % stride[0] for size in span)
+
+    @staticmethod
+    def pays(link: ConvLink, kernel: tuple[int, int], stride: tuple[int, int]) -> bool:
+        """Whether there is such a kernel, and whether it takes fewer multiplications."""
+        if link.settings["stride"] != (1, 1) or link.settings["dilation"] != (1, 1):
+            return False
+        (high, wide), (down, right) = link.weight[2:], stride
+        return (high + kernel[0] - 1) * (wide + kernel[1] - 1) < high * wide * down * right
+
+    def apply(self, u: Tensor, w: Tensor) -> Tensor:
+        return self.link.apply(u, self._averaged(w))
+
+    def affine(self, u: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        return self.link.affine(u, self._averaged(w), b)
+
+    def adjoint(self, v: Tensor, w: Tensor) -> Tensor:
+        if not self.divides:
+            return self.link.adjoint(v, self._averaged(w))
+        parts = torch.nn.functional.pixel_shuffle(torch.conv_transpose2d(v, self._parted(w)), self.step)
+        (_, height, width), (high, wide) = self.pre, self.link.settings["padding"]
+        more = height + high - parts.shape[2], width + wide - parts.shape[3]  # negative: what padding has seen
+        whole = not (high or wide or any(more))
+        return parts if whole else torch.nn.functional.pad(parts, (-wide, more[1], -high, more[0]))
+
+    def correlate(self, u: Tensor, v: Tensor, w: Tensor) -> Tensor:
+        larger = self.link.correlate(u, v, w.expand(self.shape))
+        found = torch.nn.functional.avg_pool2d(larger, self.kernel, 1)
+        return found if w.dim() else found.sum()
+
+    def _averaged(self, w: Tensor) -> Tensor:
+        """K, worked out once per weight."""
+        high, wide = (size - 1 for size in self.kernel)
+
+        def made() -> Tensor:
+            padded = torch.nn.functional.pad(w.expand(self.shape), (wide, wide, high, high))
+            return torch.nn.functional.avg_pool2d(padded, self.kernel, 1)
+
+        return self._larger((w,), made)
+
+    def _parted(self, w: Tensor) -> Tensor:
+        """The parts of K that meet each place within the stride, as output channels."""
+
+        def made() -> Tensor:
+            out, channels, high, wide = (kernel := self._averaged(w)).shape
+            parts = kernel.view(out, channels, high // self.step, self.step, wide // self.step, self.step)
+            order = parts.permute(0, 1, 3, 5, 2, 4)
+            return order.reshape(out, -1, high // self.step, wide // self.step)
+
+        return self._parts((w,), made)
+
+
 class FixedLink(Linked):
     """A map without weight; what it is given as one is ignored."""
 

@@ -19,6 +19,7 @@ from torch.nn import functional
 from physnet.chains import Chain, parse_connection
 from physnet.connections import Connection, Dense, Linked, RealLink, Shape
 from physnet.convolutions import AvgPool2d, Conv2d, MaxPool2d, Upsample
+from physnet.convolved import AveragedLink
 from physnet.declaration import load_experiment
 from physnet.errors import DeclarationError, ShapeError
 from physnet.graph import EnergyGraph
@@ -200,6 +201,31 @@ def test_a_chain_is_one_map_after_the_other(device: torch.device, declared: str,
             value = fixed.map(value)
     assert torch.allclose(link.apply(u, w), value)
     check_adjoints(link, w, u, v)
+
+
+@given(
+    st.tuples(st.sampled_from([2, 4]), st.integers(4, 9), st.integers(4, 9)),
+    st.builds(Conv2d, st.sampled_from([2, 3, (3, 2)]), st.just(1), PADDING, st.just(1), st.integers(1, 2)),
+    st.builds(AvgPool2d, st.sampled_from([2, 3, (2, 3)]), st.sampled_from([None, 2, (3, 2)])),
+    st.booleans(),
+)
+@settings(max_examples=60, deadline=None)
+def test_a_convolution_with_average_pooling_is_one_convolution(
+    pre: Shape, convolution: Conv2d, pooling: AvgPool2d, scalar: bool
+) -> None:
+    made = convolution.makes(pre, 4)
+    assume(all(size >= window for size, window in zip(made[1:], pooling.sizes[0], strict=True)))
+    link, w, u, v = bound(convolution >> pooling, pre, 4, scalar=scalar)
+    kernel = w.expand(convolution.weight_shape(pre, made))
+    plain = functional.conv2d(u, kernel, None, 1, convolution.padding, 1, convolution.groups)
+    assert torch.allclose(link.apply(u, w), pooling.map(plain))
+    assert torch.allclose(link.affine(u, w, v[:1]), link.apply(u, w) + v[:1])
+    check_adjoints(link, w, u, v)
+
+
+def test_pooling_joins_the_convolution_where_that_is_less_work() -> None:
+    for declared, joined in (("conv2d(5) >> avg_pool2d(2)", True), ("conv2d(5) >> avg_pool2d(2, stride=1)", False)):
+        assert isinstance(bound(declared, (2, 9, 9), 4)[0], AveragedLink) == joined
 
 
 @given(IMAGES, CONVOLUTIONS)
