@@ -1,8 +1,8 @@
 """How many sweeps the relaxations of a predictive coding network take to its gradient, and which gradient that is.
 
-Two networks of ten layers, trained for 300 steps on Fashion-MNIST (cross-entropy, `single`, errors as coordinates), then
-one batch, centered: `docs/pcn_schemes.md` and `docs/pcn_schemes.png`. Weights begin as torch draws them, since those of
-He's initialisation carry units of ten layers over their kinks at beta = .05.
+Two networks of ten layers, trained for 300 steps on Fashion-MNIST (cross-entropy, `single`, errors as coordinates),
+then one batch, centered: `docs/pcn_schemes.md` and `docs/pcn_schemes.png`. Weights begin as torch draws them, since
+those of He's initialisation carry units of ten layers over their kinks at beta = .05.
 
     python benchmarks/pcn_schemes.py
 """
@@ -28,7 +28,7 @@ from physnet.dual import DualPropagation
 from physnet.dyads import DualSettings
 from physnet.integrators.sweeps import LayerSweeps
 from physnet.methods import METHODS
-from physnet.nudged import Nudged
+from physnet.nudged import Ended, Nudged
 from physnet.nudging import nudge
 from physnet.problem import State
 from physnet.randomness import stream
@@ -150,9 +150,8 @@ class Phases:
     def gradient(self, displacement: State) -> Gradients:
         states, names = self.problem.states(displacement), list(self.free.problem.parameters)
         weights = (0.5 / self.beta, -0.5 / self.beta)
-        return self.problem.contrasts(
-            self.free.problem, displacement, states, weights, 1 / self.free.problem.rows, names
-        )
+        ended = Ended(self.free.problem, displacement, states, weights, 1 / self.free.problem.rows)
+        return self.problem.contrasts(ended, names)
 
     def sweep(self, scheme: Scheme, count: int) -> Iterator[Gradients]:
         """The gradient after each sweep, as long as it is finite."""
