@@ -186,6 +186,22 @@ class Passes:
     there: Forward
     back: Backward
 
+    def of(self, rows: Tensor, count: int) -> Passes:
+        """The same for some of the rows, of which there are so many."""
+        back = Backward(some_rows(self.back.errors, rows, count), some_rows(self.back.signals, rows, count))
+        return Passes(self.there.of(rows, count), back)
+
+    def with_rows(self, rows: Tensor, new: Passes) -> Passes:
+        """The same, with other values in some of the rows."""
+        there = Forward(put(self.there.states, rows, new.there.states), put(self.there.drives, rows, new.there.drives))
+        back = Backward(put(self.back.errors, rows, new.back.errors), put(self.back.signals, rows, new.back.signals))
+        return Passes(there, back)
+
+
+def put(values: Mapping[str, Tensor], rows: Tensor, new: Mapping[str, Tensor]) -> State:
+    """Values with others in some of the rows."""
+    return {name: value.index_copy(0, rows, new[name]) for name, value in values.items()}
+
 
 def repeated(values: Mapping[str, Tensor], phases: int) -> State:
     """The same rows for every phase."""
