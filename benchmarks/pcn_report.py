@@ -61,7 +61,7 @@ def written(found: Mapping[str, Found], sweeps: int) -> Iterable[str]:
         yield f"\n**Cosine between the fixed points, {net}**, float64.\n"
         yield from cosines(item.points)
         left = [f"{rule} at beta = {beta:g}: {rows}" for (rule, beta), rows in item.unsettled.items() if rows]
-        yield f"\nRows of 64 that hadn't settled: {', '.join(left) or 'none'}."
+        yield f"\nRows, two for every sample, whose reference hadn't settled: {', '.join(left) or 'none'}."
     yield "\n**Time of a gradient**, in steps of the network's backpropagation twin.\n"
     times = [[name, *(f"{item.costs[name]:.2g}" for item in found.values())] for name in found[nets[0]].costs]
     yield from table(["method", *nets], times)

@@ -10,13 +10,15 @@ errors and is one pass forwards. Source: arXiv 2505.20137 (errors as coordinates
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.linalg import vector_norm as norm
 
 from physnet.layout import units
-from physnet.predicted import InErrors, forward
-from physnet.problem import Problem, State
+from physnet.predicted import InErrors, Passes, forward
+from physnet.problem import Problem, State, some_rows
 from physnet.relaxation import Equilibrium, Integrator, StoppingRule, integrator
 
 TINY = 1e-30
@@ -39,7 +41,8 @@ class Errors(Integrator):
     and count as not converged.
 
     The errors change by about the same factor q from round to round, so that what is still to come adds up to
-    residual q/(1 - q): a sample has settled when that is below the tolerance.
+    residual q/(1 - q): a sample has settled when that is below the tolerance. Once half of those at work have settled
+    they leave the batch.
     """
 
     name = "errors"
@@ -60,26 +63,100 @@ class Errors(Integrator):
     def relax(self, problem: Problem, state: State, rule: StoppingRule) -> Equilibrium:
         if not isinstance(problem, InErrors):
             return free_pass(problem, self.name)
-        found, here = problem.passes(), state
-        residual = torch.ones(problem.rows, dtype=problem.like.dtype, device=problem.like.device)
-        distance, sweeps, rate = torch.full_like(residual, torch.inf), 1, torch.ones_like(residual)
-        step: State | None = None
-        least, since = float("inf"), 0
-        while sweeps < rule.max_sweeps and since < PATIENCE and bool((distance > rule.tolerance).any()):
-            if sweeps > 1:
-                before = here if step is None else step
-                step = difference(found.back.errors, here)
-                rate = inverse_curvature(before, step, rate)
-            here = found.back.errors if step is None else moved(here, step, rate)
-            found, sweeps = problem.passes(here), sweeps + 1
-            measured = residual_of(rule, here, found.back.errors)
-            fall = (measured / residual.clamp_min(TINY)).clamp(max=1 - 1e-6)
-            residual, distance = measured, measured * fall / (1 - fall)
-            mean = float(measured.mean())
+        work, rows, ends = Rounds.begin(problem, state), torch.arange(problem.rows, device=problem.like.device), None
+        sweeps, least, since = 1, float("inf"), 0
+        while sweeps < rule.max_sweeps and since < PATIENCE and bool((work.distance > rule.tolerance).any()):
+            mean, sweeps = work.go_on(rule), sweeps + 1
             least, since = (mean, 0) if mean < 0.9 * least else (least, since + 1)
-        rounds = torch.full((problem.rows,), sweeps, dtype=torch.long, device=problem.like.device)
-        errors = problem.settled(found)
-        return Equilibrium(errors, residual, rounds, distance <= rule.tolerance, self.name, problem)
+            moving = (work.distance > rule.tolerance).view(problem.phases, -1).any(0)
+            if sweeps < rule.max_sweeps and 0 < 2 * int(moving.sum()) <= len(moving):
+                ends = Ends.of(work, sweeps) if ends is None else ends.with_rows(rows, work, sweeps)
+                keep = work.problem.rows_of(moving.nonzero().squeeze(1))
+                work, rows, least = work.narrowed(moving, keep), rows[keep], float("inf")
+        ends = Ends.of(work, sweeps) if ends is None else ends.with_rows(rows, work, sweeps)
+        settled = ends.distance <= rule.tolerance
+        return Equilibrium(problem.settled(ends.found), ends.residual, ends.sweeps, settled, self.name, problem)
+
+
+@dataclass
+class Rounds:
+    """The rows that are still at work.
+
+    Arguments:
+        problem: theirs alone.
+        found: what the last round has found.
+        here: the errors that it began with.
+        step: what a unit rate would have changed in the round before; `None` in the first two.
+        rate: of every row.
+        residual: by how much the errors of a row have changed.
+        distance: how far they still are from where they settle.
+    """
+
+    problem: InErrors
+    found: Passes
+    here: State
+    step: State | None
+    rate: Tensor
+    residual: Tensor
+    distance: Tensor
+    first: bool = True
+
+    @classmethod
+    def begin(cls, problem: InErrors, state: State) -> Rounds:
+        one = torch.ones(problem.rows, dtype=problem.like.dtype, device=problem.like.device)
+        return cls(problem, problem.passes(), state, None, one, one, torch.full_like(one, torch.inf))
+
+    def go_on(self, rule: StoppingRule) -> float:
+        """One round; the mean residual."""
+        if not self.first:
+            before = self.here if self.step is None else self.step
+            self.step = difference(self.found.back.errors, self.here)
+            self.rate = inverse_curvature(before, self.step, self.rate)
+        self.here = self.found.back.errors if self.step is None else moved(self.here, self.step, self.rate)
+        self.found, self.first = self.problem.passes(self.here), False
+        measured = residual_of(rule, self.here, self.found.back.errors)
+        fall = (measured / self.residual.clamp_min(TINY)).clamp(max=1 - 1e-6)
+        self.residual, self.distance = measured, measured * fall / (1 - fall)
+        return float(measured.mean())
+
+    def narrowed(self, samples: Tensor, rows: Tensor) -> Rounds:
+        """The same for some of the samples, which are these rows."""
+        part, count = self.problem.select(samples.nonzero().squeeze(1)), self.problem.rows
+        return Rounds(
+            part,
+            self.found.of(rows, count),
+            some_rows(self.here, rows, count),
+            None if self.step is None else some_rows(self.step, rows, count),
+            self.rate[rows],
+            self.residual[rows],
+            self.distance[rows],
+            self.first,
+        )
+
+
+@dataclass(frozen=True)
+class Ends:
+    """Where every row has ended, and after how many rounds."""
+
+    found: Passes
+    residual: Tensor
+    distance: Tensor
+    sweeps: Tensor
+
+    @classmethod
+    def of(cls, work: Rounds, sweeps: int) -> Ends:
+        rounds = torch.full((work.problem.rows,), sweeps, dtype=torch.long, device=work.residual.device)
+        return cls(work.found, work.residual, work.distance, rounds)
+
+    def with_rows(self, rows: Tensor, work: Rounds, sweeps: int) -> Ends:
+        """The same, with these rows as they are now."""
+        new = Ends.of(work, sweeps)
+        return Ends(
+            self.found.with_rows(rows, new.found),
+            self.residual.index_copy(0, rows, new.residual),
+            self.distance.index_copy(0, rows, new.distance),
+            self.sweeps.index_copy(0, rows, new.sweeps),
+        )
 
 
 def free_pass(problem: Problem, integrator: str) -> Equilibrium:

@@ -7,15 +7,14 @@ them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
-from physnet.contrast import Phases
 from physnet.errors import RelaxationError
 from physnet.layout import repeat
-from physnet.nudged import Nudged
+from physnet.nudged import Ended, Nudged
 from physnet.problem import Problem, State
 
 
@@ -57,16 +56,8 @@ class Continued(Nudged):
     def states(self, displacement: Mapping[str, Tensor]) -> State:
         return dict(displacement)
 
-    def contrasts(
-        self,
-        free: Problem,
-        displacement: State,
-        states: State,
-        coefficients: Sequence[complex],
-        scale: Tensor | float,
-        needed: Iterable[str],
-    ) -> dict[str, Tensor]:
-        phases = Phases(coefficients, free.rows, scale)
+    def contrasts(self, ended: Ended, needed: Iterable[str]) -> dict[str, Tensor]:
+        phases, free, states = ended.phases(), ended.free, ended.states
         start = self.start
         moved = {name: value - start[name] for name, value in states.items()}
         origin, full = {**start, **free.clamped}, {**free.clamped, **states}

@@ -110,10 +110,11 @@ def load_experiment(path: str | Path, changes: Mapping[str, str] | None = None) 
 
 
 def _drop_options(data: Any, changes: Mapping[str, Any]) -> None:
-    """Options are those of the method that a file names, and go with it."""
-    learn = data.get("learn") if isinstance(data, dict) else None
-    if isinstance(learn, dict) and learn.get("protocol") != changes.get("learn.protocol", learn.get("protocol")):
-        learn.pop("options", None)
+    """Options are those of the protocol or the integrator that a file names, and go with it."""
+    for section, key in (("learn", "protocol"), ("relax", "integrator")):
+        declared = data.get(section) if isinstance(data, dict) else None
+        if isinstance(declared, dict) and declared.get(key) != changes.get(f"{section}.{key}", declared.get(key)):
+            declared.pop("options", None)
 
 
 def _change(data: Any, key: str, value: Any) -> None:

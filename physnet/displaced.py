@@ -7,17 +7,16 @@ can't tell the difference. A unit that a protocol clamps is one whose domain is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from physnet.contrast import Phases
 from physnet.domains import Domain
 from physnet.layout import repeat
-from physnet.nudged import Nudged
+from physnet.nudged import Ended, Nudged
 from physnet.problem import Problem, Repeated, State, laid_out, some_rows
 from physnet.separation import GradientOnly
 
@@ -124,16 +123,8 @@ class Displaced(Nudged):
         """The states themselves."""
         return {name: self.origin[name] + value for name, value in displacement.items()}
 
-    def contrasts(
-        self,
-        free: Problem,
-        displacement: State,
-        states: State,
-        coefficients: Sequence[complex],
-        scale: Tensor | float,
-        needed: Iterable[str],
-    ) -> dict[str, Tensor]:
-        phases = Phases(coefficients, free.rows, scale)
+    def contrasts(self, ended: Ended, needed: Iterable[str]) -> dict[str, Tensor]:
+        phases, free, displacement, states = ended.phases(), ended.free, ended.displacement, ended.states
         origin = {name: self.origin[name] for name in self.model.free} | dict(free.clamped)  # these once, not per phase
         full = {**free.clamped, **states}
         result: dict[str, Tensor] = {}

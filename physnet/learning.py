@@ -20,6 +20,7 @@ from torch.autograd.function import once_differentiable
 from physnet.branches import find_jumps
 from physnet.errors import DeclarationError, Fault, RelaxationError, ShapeError
 from physnet.model import EnergyModel, check_model
+from physnet.nudged import Ended
 from physnet.problem import Problem, Share, State
 from physnet.protocols import Protocol
 from physnet.randomness import stream
@@ -289,8 +290,8 @@ def _contrast(ctx: Any, needed: list[str], scale: Tensor) -> dict[str, Tensor]:
     free: Problem = ctx.free.problem
     nudged: Equilibrium = ctx.nudged
     assert nudged.displaced is not None
-    states, weight = nudged.states, scale / free.rows
-    return nudged.displaced.contrasts(free, nudged.displacement, states, ctx.coefficients, weight, needed)
+    ended = Ended(free, nudged.displacement, nudged.states, ctx.coefficients, scale / free.rows)
+    return nudged.displaced.contrasts(ended, needed)
 
 
 def gradients(ep: Engine, **batch: Tensor) -> dict[str, Tensor]:

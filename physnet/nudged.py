@@ -10,11 +10,35 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from physnet.contrast import Phases
 from physnet.problem import Problem, State
+
+
+@dataclass(frozen=True)
+class Ended:
+    """Where the phases of a protocol have ended, and how they combine.
+
+    Arguments:
+        free: the free problem.
+        displacement: the ends, in the coordinates of the phases.
+        states: the same in states.
+        coefficients: c_k.
+        scale: a factor for all.
+    """
+
+    free: Problem
+    displacement: State
+    states: State
+    coefficients: Sequence[complex]
+    scale: Tensor | float
+
+    def phases(self, **slopes: State) -> Phases:
+        """How quantities of all phases become one gradient; `slopes` are those of predictions."""
+        return Phases(self.coefficients, self.free.rows, self.scale, **slopes)
 
 
 class Nudged(Problem):
@@ -46,25 +70,8 @@ class Nudged(Problem):
         """The states themselves."""
 
     @abstractmethod
-    def contrasts(
-        self,
-        free: Problem,
-        displacement: State,
-        states: State,
-        coefficients: Sequence[complex],
-        scale: Tensor | float,
-        needed: Iterable[str],
-    ) -> dict[str, Tensor]:
-        """Re sum_k c_k dF/dtheta(s_k), summed over rows, of parameters and of encoded inputs.
-
-        Arguments:
-            free: the free problem.
-            displacement: where the phases have ended, in the coordinates of this problem.
-            states: the same in states.
-            coefficients: c_k.
-            scale: a factor for all.
-            needed: names of parameters and inputs.
-        """
+    def contrasts(self, ended: Ended, needed: Iterable[str]) -> dict[str, Tensor]:
+        """Re sum_k c_k dF/dtheta(s_k), summed over rows, of the parameters and encoded inputs that are needed."""
 
     def _parameter(
         self, name: str, free: Problem, origin: State, displacement: State, states: State, phases: Phases
@@ -76,4 +83,4 @@ class Nudged(Problem):
         return contrast(free.parameters, origin, displacement, states, self.targets, beta, phases)
 
 
-__all__ = ["Nudged"]
+__all__ = ["Ended", "Nudged"]

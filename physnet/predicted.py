@@ -13,17 +13,16 @@ The gradient is made of what both passes found: dF/da = f'(a) g. Source: arXiv 2
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from physnet.contrast import Phases
 from physnet.displaced import Around, around
 from physnet.domains import REAL, Domain
 from physnet.layout import repeat
-from physnet.nudged import Nudged
+from physnet.nudged import Ended, Nudged
 from physnet.problem import Problem, State, some_rows
 
 
@@ -155,17 +154,9 @@ class InErrors(Nudged):
         full = {**self.clamped, **found.there.states}
         return self.model.functions[f"feedback_{name}"](self.parameters, full, found.back.signals)
 
-    def contrasts(
-        self,
-        free: Problem,
-        displacement: State,
-        states: State,
-        coefficients: Sequence[complex],
-        scale: Tensor | float,
-        needed: Iterable[str],
-    ) -> dict[str, Tensor]:
-        found = self.found(displacement)
-        phases = Phases(coefficients, free.rows, scale, found.back.signals, found.there.drives, found.back.errors)
+    def contrasts(self, ended: Ended, needed: Iterable[str]) -> dict[str, Tensor]:
+        free, found = ended.free, self.found(ended.displacement)
+        phases = ended.phases(signals=found.back.signals, drives=found.there.drives, errors=found.back.errors)
         moved = Changes(found.there.states, self.origin.states)
         full = {**free.clamped, **found.there.states}
         return {
@@ -194,6 +185,22 @@ class Passes:
 
     there: Forward
     back: Backward
+
+    def of(self, rows: Tensor, count: int) -> Passes:
+        """The same for some of the rows, of which there are so many."""
+        back = Backward(some_rows(self.back.errors, rows, count), some_rows(self.back.signals, rows, count))
+        return Passes(self.there.of(rows, count), back)
+
+    def with_rows(self, rows: Tensor, new: Passes) -> Passes:
+        """The same, with other values in some of the rows."""
+        there = Forward(put(self.there.states, rows, new.there.states), put(self.there.drives, rows, new.there.drives))
+        back = Backward(put(self.back.errors, rows, new.back.errors), put(self.back.signals, rows, new.back.signals))
+        return Passes(there, back)
+
+
+def put(values: Mapping[str, Tensor], rows: Tensor, new: Mapping[str, Tensor]) -> State:
+    """Values with others in some of the rows."""
+    return {name: value.index_copy(0, rows, new[name]) for name, value in values.items()}
 
 
 def repeated(values: Mapping[str, Tensor], phases: int) -> State:
@@ -266,18 +273,11 @@ class InStates(Nudged):
     def curvature(self, state: Mapping[str, Tensor], node: str) -> Tensor:
         return self.plain.curvature(self.states(state), node)
 
-    def contrasts(
-        self,
-        free: Problem,
-        displacement: State,
-        states: State,
-        coefficients: Sequence[complex],
-        scale: Tensor | float,
-        needed: Iterable[str],
-    ) -> dict[str, Tensor]:
+    def contrasts(self, ended: Ended, needed: Iterable[str]) -> dict[str, Tensor]:
+        free, displacement = ended.free, ended.displacement
         full = {**self.clamped, **self.states(displacement)}
         found = slopes(self, full)
-        phases = Phases(coefficients, free.rows, scale, found.back.signals, found.there.drives, found.back.errors)
+        phases = ended.phases(signals=found.back.signals, drives=found.there.drives, errors=found.back.errors)
         once = {name: value[: free.rows] if name in self.clamped else value for name, value in full.items()}
         result: dict[str, Tensor] = {}
         for name in needed:

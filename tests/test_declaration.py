@@ -244,3 +244,11 @@ def test_a_substrate_takes_at_most_fifteen_lines(name: str) -> None:
 def test_a_resistive_experiment_takes_at_most_fifteen_lines() -> None:
     lines = (ROOT / "examples" / "digits_resistive.yaml").read_text().splitlines()
     assert len([line for line in lines if not line.startswith("#")]) <= 15
+
+
+def test_options_go_with_the_integrator_they_belong_to(tmp_path: Path) -> None:
+    path = tmp_path / "small.yaml"
+    path.write_text(GOOD + "relax: {integrator: descent, options: {rate: 0.1}}\n")
+    assert load_experiment(path, {"relax.integrator": "blocks"}).relax.options == {}
+    assert load_experiment(path, {"relax.integrator": "descent"}).relax.options == {"rate": 0.1}
+    assert load_experiment(path, {"relax.tolerance": "0.1"}).relax.options == {"rate": 0.1}

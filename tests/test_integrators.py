@@ -56,7 +56,11 @@ def test_the_product_covers_the_catalogue() -> None:
     assert {name for name, _ in VARIANTS.values()} == set(integrators())
 
 
-@pytest.mark.parametrize("energy", ENTRIES)
+QUICK = ("hopfield", "hopfield-relu6", "xy")
+"""Energies on which the product of integrators takes seconds; the others are left to the slow tests."""
+
+
+@pytest.mark.parametrize("energy", [e if e in QUICK else pytest.param(e, marks=pytest.mark.slow) for e in ENTRIES])
 @pytest.mark.parametrize("beta", [None, -0.2])
 def test_all_integrators_meet(energy: str, beta: float | None) -> None:
     model = catalogue_model(energy, shapes=(5, 4, 3, 3))

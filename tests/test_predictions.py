@@ -190,6 +190,21 @@ def test_float32_keeps_its_digits_at_any_nudge(name: str) -> None:
             assert float((found[key].double() - value).norm()) < 2e-3 * float(value.norm())
 
 
+@pytest.mark.parametrize("protocol", ["single", "centered"])
+def test_samples_that_have_settled_leave_without_a_trace(protocol: str) -> None:
+    """The gradient of a batch is the mean of those of its samples, none of which can leave a batch of one."""
+    model, image, target = compiled("precise")
+    image = image * torch.tensor([0.01, 0.1, 1, 4], dtype=image.dtype).view(-1, *(1,) * (image.dim() - 1))
+    engine = EquilibriumPropagation(model, 0.05, protocol, nudged=Relaxation("errors", 1e-12, 500), watch=0)
+    together = gradients(engine, image=image, target=target)
+    assert engine.last is not None and engine.last.nudged is not None
+    sweeps = engine.last.nudged.sweeps
+    assert bool(engine.last.nudged.converged.all()) and int(sweeps.max()) > int(sweeps.min())
+    alone = [gradients(engine, image=image[i : i + 1], target=target[i : i + 1]) for i in range(4)]
+    for tensor, value in together.items():
+        torch.testing.assert_close(value, sum(item[tensor] for item in alone) / 4, rtol=1e-8, atol=1e-11)
+
+
 def test_the_gradient_of_an_input_is_that_of_the_cost() -> None:
     model, image, target = compiled("conv")
     image = image.requires_grad_()
