@@ -1,6 +1,6 @@
 """Time of a spiking step against the sweep of the rate network.
 
-    python benchmarks/spiking_speed.py [file ...]      by default both spiking examples on Fashion-MNIST
+    python benchmarks/spiking_speed.py [file ...]      by default an MLP and a conv net
 
 A step tells the messages of all nodes and moves them all; a sweep is one exact update of every node. The rate network
 works out what comes from its inputs once, before its sweeps; inputs that speak in spikes say something new in every
@@ -23,7 +23,7 @@ from physnet import EnergyModel, Relaxation, compile_energy, relax
 from physnet.declaration import load_experiment
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-FILES = [EXAMPLES / "fashion_spiking_mlp.yaml", EXAMPLES / "fashion_spiking_conv.yaml"]
+FILES = [EXAMPLES / "fashion_spiking_mlp.yaml", EXAMPLES / "mnist_spiking_conv.yaml"]
 ROWS, FEW, MANY = 20, 20, 120
 
 

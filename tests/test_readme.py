@@ -54,7 +54,9 @@ def test_the_declaration_reference_is_valid() -> None:
     from physnet.schema import ExperimentSchema, NodeSchema, RelaxSchema, TrainSchema
 
     text = (ROOT / "docs" / "declaration.md").read_text()
-    whole, energy, oscillators, links, chains, costs, ties, augment = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    whole, energy, oscillators, links, chains, costs, hardware, ties, augment = re.findall(
+        r"```yaml\n(.*?)```", text, re.DOTALL
+    )
     experiment = parse_experiment(whole.replace("data: digits ", "data: {npz: {file: absent.npz}} "))
     compile_energy(experiment.graph)
     for schema in (ExperimentSchema, NodeSchema, RelaxSchema, TrainSchema):
@@ -68,6 +70,9 @@ def test_the_declaration_reference_is_valid() -> None:
         parse_experiment("energy: xy\nnodes: {image: {shape: 64, role: input}, hidden: {shape: 256}}\n" + links).graph
     )
     compile_energy(parse_experiment(nodes % ("image", "hidden", "deep", "label") + edges + costs).graph)
+    assert parse_experiment(
+        nodes % ("image", "hidden", "deep", "label") + edges + hardware.replace("array.omega", "hidden.b")
+    ).hardware
     compile_energy(parse_experiment(f"energy: hopfield\n{chains}").graph)
     images = parse_experiment(
         "energy: hopfield\nnodes: {image: {shape: [3, 32, 32], role: input}, a: {shape: 2}}\nedges: [image -> a]\n"
