@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 import sympy as sp
 import torch
 from scipy.special import erf
@@ -21,6 +22,9 @@ ENTRIES = (
     "xy",
 )  # fmt: skip
 """The catalogue, but for what test_oscillators.py and test_predictions.py test."""
+STIFF = ("hopfield-smooth", "oscillator-ising", "resistive", "resistive-diodes")
+QUICKLY = [pytest.param(name, marks=pytest.mark.slow) if name in STIFF else name for name in ENTRIES]
+"""The same for tests with many integrators, which are slow for some of them."""
 ANGULAR = ("kuramoto", "oscillator-ising", "xy")
 FOR_ALL = sorted(name for name, protocol in PROTOCOLS.items() if not protocol.predictive)
 """The protocols that don't take a free phase without gradient for granted."""

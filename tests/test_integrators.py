@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import ENTRIES, TIGHT, batch, catalogue_model, pair
+from networks import ENTRIES, QUICKLY, TIGHT, batch, catalogue_model, pair
 from scipy.optimize import brentq
 from scipy.special import lambertw
 from torch import Tensor
@@ -56,11 +56,7 @@ def test_the_product_covers_the_catalogue() -> None:
     assert {name for name, _ in VARIANTS.values()} == set(integrators())
 
 
-QUICK = ("hopfield", "hopfield-relu6", "xy")
-"""Energies on which the product of integrators takes seconds; the others are left to the slow tests."""
-
-
-@pytest.mark.parametrize("energy", [e if e in QUICK else pytest.param(e, marks=pytest.mark.slow) for e in ENTRIES])
+@pytest.mark.parametrize("energy", QUICKLY)
 @pytest.mark.parametrize("beta", [None, -0.2])
 def test_all_integrators_meet(energy: str, beta: float | None) -> None:
     model = catalogue_model(energy, shapes=(5, 4, 3, 3))

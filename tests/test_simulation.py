@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import ENTRIES, batch, catalogue_model
+from networks import ENTRIES, QUICKLY, batch, catalogue_model
 from scipy.linalg import expm
 from typer.testing import CliRunner
 
@@ -182,7 +182,7 @@ def test_angles_are_unwrapped_while_they_move_and_wrapped_for_display() -> None:
 # --------------------------------------------------------------------------- properties
 
 
-@pytest.mark.parametrize("name", ENTRIES)
+@pytest.mark.parametrize("name", QUICKLY)
 @given(seed=st.integers(0, 10**6), initial=st.sampled_from(["zero", "random"]))
 @settings(max_examples=4)
 def test_the_energy_never_rises_and_states_stay_in_their_domains(name: str, seed: int, initial: str) -> None:
@@ -212,7 +212,7 @@ def with_tau(model: EnergyModel, **tau: float) -> EnergyModel:
     return other
 
 
-@pytest.mark.parametrize("name", ENTRIES)
+@pytest.mark.parametrize("name", QUICKLY)
 def test_the_end_is_the_equilibrium_whatever_the_time_constants(name: str, float64: None) -> None:
     model = with_tau(catalogue_model(name), hidden=0.2, label=4.0)
     image, _ = batch()
