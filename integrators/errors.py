@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.linalg import vector_norm as norm
 
 from physnet.layout import units
+from physnet.nudged import Nudged
 from physnet.predicted import InErrors, Passes, forward
 from physnet.problem import Problem, State, some_rows
 from physnet.relaxation import Equilibrium, Integrator, StoppingRule, integrator
@@ -57,6 +58,8 @@ class Errors(Integrator):
     def refusal(cls, problem: Problem) -> str | None:
         if not problem.model.plan.predictive:
             return "its energy makes no predictions"
+        if isinstance(problem, Nudged) and not isinstance(problem, InErrors):
+            return "its nudged phases are not in errors"
         layers = problem.model.predictions
         return layers if isinstance(layers, str) else None
 

@@ -38,6 +38,7 @@ class Thermal(Integrator):
 
     name = "thermal"
     idea = "an equilibrium, and then noise"
+    rests = False
 
     def __init__(
         self,
@@ -49,7 +50,7 @@ class Thermal(Integrator):
         seed: int = 0,
     ) -> None:
         for key, value, valid, fix in (
-            ("noise", noise, noise >= 0, "a strength, at least 0"),
+            ("noise", noise, 0 <= noise < math.inf, "a strength, at least 0"),
             ("duration", duration, 0 < duration < math.inf, "a positive number"),
             ("step", step, step is None or step > 0, "a positive number, or leave it out"),
         ):
@@ -73,7 +74,8 @@ class Thermal(Integrator):
         return not_real(problem)
 
     def relax(self, problem: Problem, state: State, rule: StoppingRule) -> Equilibrium:
-        inner = self.inner or choose(problem)[0]()
+        chosen = choose(problem, "auto" if self.inner is None else self.inner.name)[0]
+        inner = self.inner or chosen()
         inner.occasion = self.occasion
         found = inner.relax(problem, state, rule)
         return replace(found, states=self._disturbed(problem, found.states)) if self.noise else found

@@ -68,15 +68,17 @@ class Activity(Listener):
 
     Arguments:
         spoken: what was said, by channel.
-        samples: rows of free phases that have begun.
+        rows_per_sample: as an engine says.
+        samples: of free phases that have begun.
     """
 
+    rows_per_sample: int = 1
     spoken: dict[str, Spoken] = field(default_factory=dict)
     samples: int = 0
     _reach: weakref.WeakKeyDictionary[Any, dict[str, Tensor]] = field(default_factory=weakref.WeakKeyDictionary)
 
     def begin(self, talk: Conversation) -> None:
-        self.samples += talk.problem.rows if talk.problem is talk.samples else 0
+        self.samples += talk.problem.rows // self.rows_per_sample if talk.problem is talk.samples else 0
         if talk.model not in self._reach:
             plans = talk.spoken.plan.nodes.values()
             self._reach[talk.model] = reached(talk.model, plans, talk.model.dtype, talk.problem.like.device)

@@ -117,7 +117,7 @@ def evaluate(
     from physnet.training import load_run
 
     trainer = load_run(folder, best, changes(hardware, "hardware"))
-    with listening(activity := Activity()):
+    with listening(activity := Activity(trainer.engine.rows_per_sample)):
         found = measure(trainer.engine, trainer.test, top=trainer.top)
     console.print(f"test cost  {found.cost:.5f}")
     if found.error is not None:

@@ -54,8 +54,8 @@ class Code:
         """The quantiser of a node."""
         return dict(self.quantisers).get(node, self.quantiser)
 
-    def range(self, node: str, domain: Domain | None) -> Range:
-        """The lowest and highest state of a node; inputs, which have no domain, are in [0, 1].
+    def range(self, node: str, shape: tuple[int, ...], domain: Domain | None) -> Range:
+        """The lowest and highest state of a node of a shape; inputs, which have no domain, are in [0, 1].
 
         Raises:
             DeclarationError: if nothing says.
@@ -68,7 +68,7 @@ class Code:
         if domain.period:
             return -domain.period / 2, domain.period / 2
         if domain.bounded:
-            lo, hi = (torch.as_tensor(side) for side in domain.bounds(torch.zeros(1, 1)))
+            lo, hi = (torch.as_tensor(side) for side in domain.bounds(torch.zeros(1, *shape)))
             return float(lo.min()), float(hi.max())
         message = f"the states of '{node}' have no largest value, so that there is no size for its spikes"
         fix = f"give it a bounded domain, or relax.options.ranges: {{{node}: [-1, 2]}}, or the quantiser identity"

@@ -111,8 +111,10 @@ def load_experiment(path: str | Path, changes: Mapping[str, str] | None = None) 
 
 def _drop_options(data: Any, changes: Mapping[str, Any]) -> None:
     """Options are those of the protocol or the integrator that a file names, and go with it."""
-    for section, key in (("learn", "protocol"), ("relax", "integrator")):
-        declared = data.get(section) if isinstance(data, dict) else None
+    for section, key in (("learn", "protocol"), ("relax", "integrator"), ("learn.nudged", "integrator")):
+        declared = data
+        for part in section.split("."):
+            declared = declared.get(part) if isinstance(declared, dict) else None
         if isinstance(declared, dict) and declared.get(key) != changes.get(f"{section}.{key}", declared.get(key)):
             declared.pop("options", None)
 

@@ -214,6 +214,12 @@ def _dispersion_faults(declared: Mapping[str, float], specs: Mapping[str, Parame
 
 def _readout_faults(hardware: HardwareSchema, graph: EnergyGraph) -> Iterator[Fault]:
     box = hardware.readout_range
+    if box is not None and hardware.readout_bits is None:
+        yield Fault("readout_range says where levels lie, and there are none", "add readout_bits", ("readout_range",))
+    for name in dict.fromkeys(cost.node for cost in graph.costs if box is not None):
+        if graph.node(name).domain.period:
+            fix = "remove it: the levels of angles go round the circle"
+            yield Fault(f"the states of '{name}' are angles, which have no range", fix, ("readout_range",))
     if box is not None and not box[0] < box[1]:
         yield Fault(f"the range [{box[0]:g}, {box[1]:g}] is empty", "write the lower end first", ("readout_range",))
     if hardware.readout_bits is None or box is not None:

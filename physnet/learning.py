@@ -25,7 +25,17 @@ from physnet.problem import Problem, Share, State
 from physnet.protocols import Protocol
 from physnet.randomness import stream
 from physnet.references import Reference, find_method, protocol_of
-from physnet.relaxation import DRIFT, Equilibrium, Occasion, Relaxation, full_precision, initial_state, run, run_nudged
+from physnet.relaxation import (
+    DRIFT,
+    Equilibrium,
+    Occasion,
+    Relaxation,
+    find_integrator,
+    full_precision,
+    initial_state,
+    run,
+    run_nudged,
+)
 
 
 @dataclass
@@ -85,6 +95,11 @@ class Engine(nn.Module):
     def repeated(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """A batch with as many rows as the states that the network answers with."""
         return batch
+
+    @property
+    def rows_per_sample(self) -> int:
+        """How many states the network answers with for one sample."""
+        return 1
 
     def per_sample(self, values: Tensor) -> Tensor:
         """What was found of every state that the network answered with, [rows, ...], as one value per sample."""
@@ -243,8 +258,9 @@ class _Equilibrate(torch.autograd.Function):
                     free, wanted, betas, ep._now(ep.nudged, "nudged"), ep.protocol.clamps
                 )
                 refuse_drift(ctx.nudged)
+                rests = ep.nudged.integrator == "auto" or find_integrator(ep.nudged.integrator).rests
                 watched = ep.watch and ep.batches % ep.watch == 1 % ep.watch and not ep.protocol.clamps
-                if watched and ctx.nudged.displaced is not None and ctx.nudged.displaced.branches:
+                if watched and rests and ctx.nudged.displaced is not None and ctx.nudged.displaced.branches:
                     ep.last.jumped = find_jumps(free, ctx.nudged, wanted, betas)
         return cost.mean()
 

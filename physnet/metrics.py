@@ -191,7 +191,7 @@ def measure(engine: Engine, data: Samples, accelerator: Accelerator | None = Non
         data: the samples, ready to be picked.
         top: among how many best classes the true one may be for `top_error`.
     """
-    model, size = engine.model, _batch_size(engine.model)
+    model, size = engine.model, _batch_size(engine)
     rank_here, processes = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
     fresh = copy(engine)  # without what the training batches left behind: states, and random numbers to go on from
     fresh.batches = 0
@@ -213,7 +213,7 @@ def measure(engine: Engine, data: Samples, accelerator: Accelerator | None = Non
     return means
 
 
-def _batch_size(model: EnergyModel) -> int:
+def _batch_size(engine: Engine) -> int:
     """Samples of one batch of an evaluation."""
-    units = sum(math.prod(node.shape) for node in model.graph.nodes())
+    units = engine.rows_per_sample * sum(math.prod(node.shape) for node in engine.model.graph.nodes())
     return int(max(1, min(EVALUATION_BATCH, EVALUATION_UNITS // units)))

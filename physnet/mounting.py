@@ -7,7 +7,7 @@ from dataclasses import replace
 from physnet.errors import DeclarationError, Fault
 from physnet.hardware import make_chip, noise_of
 from physnet.learning import Engine, EquilibriumPropagation
-from physnet.relaxation import Relaxation
+from physnet.relaxation import Relaxation, make_integrator
 from physnet.schema import HardwareSchema, NoiseSchema
 
 
@@ -29,14 +29,22 @@ def mount(engine: Engine, hardware: HardwareSchema, chip: int | None = None) -> 
     if not isinstance(engine, EquilibriumPropagation):
         message = "noise is for networks that relax, which this method's don't"
         raise DeclarationError(Fault(message, "remove it, or use a protocol such as centered", ("hardware", "noise")))
-    engine.watch = 0  # what looks for jumps compares equilibria, and takes noise for one
-    engine.relaxation = noisy(engine.relaxation, noise, number)
-    engine.nudged = noisy(engine.nudged, noise, number)
+    engine.relaxation = noisy(engine.relaxation, noise, number, "relax")
+    engine.nudged = noisy(engine.nudged, noise, number, "learn", "nudged")
 
 
-def noisy(relaxation: Relaxation, noise: NoiseSchema, seed: int) -> Relaxation:
-    """The same relaxation, followed by noise."""
+def noisy(relaxation: Relaxation, noise: NoiseSchema, seed: int, *where: str) -> Relaxation:
+    """The same relaxation, followed by noise; `where` it is declared.
+
+    Raises:
+        DeclarationError: for integrators that can't have noise behind them.
+    """
     options = noise.model_dump() | {"noise": noise.strength, "seed": seed}
     del options["strength"]
     inner = {"integrator": relaxation.integrator, "options": relaxation.options}
+    try:
+        make_integrator("thermal", options | inner)
+    except DeclarationError as error:
+        fix = "use integrator: auto, or remove hardware.noise"
+        raise DeclarationError([Fault(fault.message, fix, (*where, "integrator")) for fault in error.faults]) from None
     return replace(relaxation, integrator="thermal", options=options | inner)

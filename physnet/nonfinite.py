@@ -68,12 +68,12 @@ def _cost(model: EnergyModel, states: Mapping[str, Tensor], batch: Mapping[str, 
     targets = model.as_targets({name: batch[name] for name in model.targets}, rows)
     fix = "reduce the learning rate, or look for roots and logarithms in it"
     for node in dict.fromkeys(cost.node for cost in model.graph.costs if not cost.external):
-        if not _finite(model.functions[f"unit_cost_{node}"](model.tensors, states, targets)):
+        if not _finite(model.functions[f"unit_cost_{node}"](model.physical, states, targets)):
             return f"the cost on '{node}' is", fix
     for item in model.plan.external:
-        if not _finite(model.functions[f"value_{item.index}"](model.tensors, states, targets)):
+        if not _finite(model.functions[f"value_{item.index}"](model.physical, states, targets)):
             return f"the cost {item.cost.written} on '{item.cost.node}' is", fix
-    if model.plan.penalties and not _finite(model.functions["regularisers"](model.tensors)):
+    if model.plan.penalties and not _finite(model.functions["regularisers"](model.physical)):
         return "the regularisers are", "reduce the learning rate or their weight"
     return None
 

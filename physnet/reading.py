@@ -134,10 +134,11 @@ def check_starts(graph: EnergyGraph, starts: int | None, initial: str) -> None:
     if starts is None or starts == 1:
         return
     own = [node.initial.expression() for node in graph.nodes() if node.initial is not None]
+    drawn = initial == "random" and any(node.free and node.initial is None for node in graph.nodes())
     if initial == "previous":
         message = f"{starts} starts, but every batch goes on from where the last one ended"
         fix = "use relax: {initial: random}"
-    elif initial == "random" or any(str(call.func) in RANDOM for one in own for call in one.atoms(AppliedUndef)):
+    elif drawn or any(str(call.func) in RANDOM for one in own for call in one.atoms(AppliedUndef)):
         return
     else:
         message = f"{starts} starts of every sample, but no state starts at random"

@@ -146,6 +146,8 @@ class Integrator(ABC):
     couplings also `continued`: states that go on where the free phase is."""
     speaks: bool = False
     """Whether nodes tell each other messages, that a `Listener` hears."""
+    rests: bool = True
+    """Whether phases end at equilibria."""
     occasion: Occasion = Occasion()
     """Which relaxation this is; known from when it begins."""
 
@@ -218,9 +220,12 @@ def make_integrator(name: str, options: Mapping[str, Any]) -> Integrator | None:
 def _construct(kind: type[Integrator], options: Mapping[str, Any]) -> Integrator:
     try:
         return kind(**options)
-    except TypeError:
+    except (TypeError, AttributeError) as error:
         known = list(inspect.signature(kind).parameters)
-        wrong = next((name for name in options if name not in known), "options")
+        wrong = next((name for name in options if name not in known), None)
+        if wrong is None:
+            fault = Fault(f"an option of '{kind.name}' has the wrong type: {error}", f"see {kind.name}", ("options",))
+            raise DeclarationError(fault) from None
         hint = did_you_mean(wrong, known, "it has none")
         message = f"integrator '{kind.name}' has no option '{wrong}'"
         raise DeclarationError(Fault(message, hint, ("options", wrong), at_key=True)) from None

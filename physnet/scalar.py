@@ -80,7 +80,7 @@ def minimise(
         return _stationary(slopes, start)
     # a displacement has no scale of its own: only its relative change tells that it has arrived
     tolerance, unit = (4 * torch.finfo(start.dtype).eps, 1) if energy else (16 * torch.finfo(start.dtype).eps, 0)
-    near = _newton(slopes, start, domain, torch.finfo(start.dtype).eps ** 0.5, unit)
+    near = _newton(slopes, start, domain, tolerance, unit)
     if near is not None:
         return near if energy is None else _unless_risen(energy, start, near)
     lo, hi = (start - domain.period, start + domain.period) if domain.period else domain.bounds(start)
@@ -142,19 +142,25 @@ def _newton(
     """The minimum near `start`, if plain Newton steps lead there for every unit; else `None`.
 
     Close to equilibrium they nearly always do, and cost a quarter of steps inside a bracket. Each step has to meet a
-    positive curvature and to be at most half as long as the last one, so that none leads past a point seen before. What
-    a step of the length of `tolerance`, the square root of the resolution, leaves over is of the order of its square.
+    positive curvature and to be at most half as long as the last one, so that none leads past a point seen before, or
+    too short to leave its well. A unit has arrived when a step that is shorter than the last one by the same factor
+    again would be lost in rounding.
     """
-    x, longest = start, torch.ones_like(start)
-    for _ in range(TRUSTED):
+    x, longest, short = start, torch.ones_like(start), tolerance**0.5
+    for iteration in range(TRUSTED):
         slope, curvature = (torch.as_tensor(value, dtype=x.dtype, device=x.device) for value in slopes(x))
         step = slope / curvature
-        size, short = step.abs(), tolerance * (unit + x.abs())
-        if not bool(((curvature > 0) & (size <= torch.maximum(longest, short))).all()):
+        size, scale = step.abs(), unit + x.abs()
+        if not bool(((curvature > 0) & (size <= torch.maximum(longest, short * scale))).all()):
             return None
-        x, longest = x - step, size / 2
-        if bool((size <= short).all()):
+        x = x - step
+        arrived = size <= tolerance * scale
+        if iteration:  # short steps that don't shrink are rounding
+            rounding = (size > longest / 2) & (size <= short * scale)
+            arrived |= rounding | (size * size <= 2 * longest * tolerance * scale)
+        if bool(arrived.all()):
             return x if _inside(x, domain) else None
+        longest = size / 2
     return None
 
 

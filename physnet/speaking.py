@@ -70,7 +70,7 @@ def show_costs(trainer: Trainer, inference: Activity) -> None:
     engine, columns = trainer.engine, {"inference": inference}
     batch = trainer.test.first(COMPARED)
     if isinstance(engine, EquilibriumPropagation):
-        with listening(step := Activity()):
+        with listening(step := Activity(engine.rows_per_sample)):
             engine(**batch)
         columns["training step"] = step
     console.print(_table(columns))

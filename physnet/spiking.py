@@ -148,7 +148,7 @@ class Conversation:
         for channel in joined:
             node, quantiser = self.model.graph.node(channel.node), self.code.of(channel.node)
             domain = node.domain if node.free or node.domain.period else None
-            reach = (0.0, 1.0) if quantiser.exact else self.code.range(node.name, domain)
+            reach = (0.0, 1.0) if quantiser.exact else self.code.range(node.name, node.shape, domain)
             speaker = self._speakers[channel.decoded] = Speaker(channel, quantiser, reach)
             state = self.memory.states[node.name] if node.free else clamped[node.name]
             if channel.decoded not in voices:

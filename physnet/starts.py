@@ -67,5 +67,9 @@ class MultiStart(EquilibriumPropagation):
     def repeated(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: repeat(torch.as_tensor(value), self.starts) for name, value in batch.items()}
 
+    @property
+    def rows_per_sample(self) -> int:
+        return self.starts
+
     def per_sample(self, values: Tensor) -> Tensor:
         return values.unflatten(0, (self.starts, -1)).mean(0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import csv
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -370,11 +371,43 @@ def test_nobody_gets_noise_without_asking_for_it() -> None:
         ({"step": 0.0}, "options.step"),
         ({"integrator": "thermal"}, "options.integrator"),
         ({"integrator": "errors"}, "options.integrator"),
+        ({"noise": math.inf}, "options.noise"),
+        ({"noise": "strong"}, "wrong type"),
     ],
 )
 def test_wrong_options_of_noise(options: dict[str, Any], place: str) -> None:
     with pytest.raises(DeclarationError, match=place):
         settled_with_noise(well("x**2/2"), 1, **options)
+
+
+@pytest.mark.parametrize("protocol", ["single", "centered", "coupled"])
+def test_without_noise_gradients_of_predictions_are_what_they_were(protocol: str) -> None:
+    """Noise acts on states, so that the phases are not in errors, and another integrator has to relax them."""
+    graph = EnergyGraph("predictive").input("image", 5).state("hidden", 4).output("label", 3, cost="(x - y)**2/2")
+    model = compile_energy(graph.couple("image", "hidden").couple("hidden", "label"), 2).double()
+    x, y = batch()
+    tight = Relaxation("thermal", tolerance=1e-12, max_sweeps=5000)
+    plain = replace(tight, integrator="flow" if protocol == "coupled" else "errors")
+    found, wanted = (
+        gradients(EquilibriumPropagation(model, 0.1, protocol, nudged=nudged), image=x, target=y)
+        for nudged in (tight, plain)
+    )
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-6, atol=1e-9)
+
+
+def test_what_a_named_integrator_refuses_it_refuses_with_noise_too() -> None:
+    x, _ = batch()
+    noisy = Relaxation("thermal", options={"integrator": "newton"})
+    with pytest.raises(RelaxationError, match="newton"):
+        relax(catalogue_model("hopfield").float(), noisy, image=x.float())
+
+
+def test_an_integrator_that_cannot_have_noise_is_pointed_to(file: Path) -> None:
+    changes = {"hardware.noise": "0.1", "relax.integrator": "sigma_delta"}
+    with pytest.raises(DeclarationError, match=r"sigma_delta.*noise acts on states") as caught:
+        Trainer(load_experiment(file, changes))
+    assert str(caught.value).startswith(str(file))
 
 
 def test_stiff_energies_say_what_to_change() -> None:
@@ -399,6 +432,7 @@ def test_simulations_with_noise_need_a_duration() -> None:
         ("mismatch: {hiden.b: 0.1}", "7:14", "did you mean hidden.b?"),
         ("bounds: {'*.w': [1, 0]}", "7:12", "write the lower one first"),
         ("{readout_bits: 4, readout_range: [1, 1]}", "7:21", "the range"),
+        ("{readout_range: [0, 1]}", "7:4", "add readout_bits"),
         ("noise: {strenght: 1}", "7:11", "did you mean strength?"),
         ("bots: 3", "7:3", "did you mean bits?"),
     ],
@@ -415,6 +449,16 @@ def test_a_read_out_of_an_unbounded_state_needs_a_range() -> None:
     with pytest.raises(DeclarationError, match=r"add readout_range: \[lo, hi\]"):
         parse_experiment(text + "hardware: {readout_bits: 4}\n")
     parse_experiment(text + "hardware: {readout_bits: 4, readout_range: [-1, 1]}\n")
+
+
+def test_a_read_out_of_angles_has_no_range() -> None:
+    text = (
+        FILE.replace("energy: hopfield", "energy: xy")
+        .replace(", domain: [0, 1]", "")
+        .replace("(x - y)", "(cos(x) - y)")
+    )
+    with pytest.raises(DeclarationError, match="levels of angles go round the circle"):
+        parse_experiment(text + "hardware: {readout_bits: 4, readout_range: [-1, 1]}\n")
 
 
 def test_bounds_must_be_those_that_the_energy_allows() -> None:

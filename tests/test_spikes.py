@@ -287,6 +287,18 @@ def test_memory_is_constant_in_time_where_that_of_backpropagation_grows(monkeypa
     assert slopes[0] > state  # the membrane of every unit in every step, at least
 
 
+def test_units_of_both_signs_in_one_node_can_speak() -> None:
+    """The equilibrium without quantisers is the oracle; half of the hidden units live below zero."""
+    model = compile_energy(
+        EnergyGraph("hopfield").input("image", 4).state("hidden", 4, domain=[{"[0, 1]": 2}, {"[-1, 0]": 2}])
+        .output("label", 2, cost="(x - y)**2/2", domain=[-1, 1]).couple("image", "hidden").couple("hidden", "label"), 3
+    )  # fmt: skip
+    x = torch.rand(3, 4, generator=torch.Generator().manual_seed(0))
+    found = relax(model, spiking(steps=400, smoothing="0.9/t**0.88"), image=x)
+    assert float(relax(model, image=x)["hidden"].min()) < -0.05
+    assert distance(found, relax(model, image=x)) < 0.02
+
+
 # --------------------------------------------------------------------------- misuse
 
 
@@ -301,6 +313,10 @@ def test_memory_is_constant_in_time_where_that_of_backpropagation_grows(monkeypa
         ({"quantiser": "sigma"}, "unknown quantiser"),
         ({"quantiser": {"hidden": "nbit(0)"}}, "bits"),
         ({"ranges": {"hidden": [1, 0]}}, "range of 'hidden'"),
+        ({"ranges": [0, 1]}, "wrong type"),
+        ({"steps": 1.5}, "wrong type|steps"),
+        ({"step_size": [0.1]}, "wrong type|step_size"),
+        ({"stepsize": 0.1}, "did you mean step_size"),
     ],
 )
 def test_options_that_make_no_sense_are_refused_when_they_are_read(options: dict[str, Any], message: str) -> None:

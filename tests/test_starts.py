@@ -236,12 +236,16 @@ def test_several_starts_are_trained_as_declared(tmp_path: Path) -> None:
         (("starts: 0", ""), "greater than or equal to 1"),
         (("starts: 4", ""), "no state starts at random.*initial: uniform"),
         (("starts: 4", "relax: {initial: previous}"), "every batch goes on from where the last one ended"),
+        (("starts: 4", "relax: {initial: random}\nNODES"), "no state starts at random"),
         (("starts: 4, protocol: backprop", ""), "backprop has no free phase"),
     ],
 )
 def test_starts_that_would_be_alike_are_refused(change: tuple[str, str], message: str) -> None:
     learn, more = change
     with pytest.raises(DeclarationError, match=rf"(?s)^<text>:\d+:.*{message}"):
-        parse_experiment(FILE.replace("INITIAL", "pi/2") + f"learn: {{{learn}}}\n{more}")
+        text, more = FILE.replace("INITIAL", "pi/2"), more.removesuffix("NODES")
+        if more != change[1]:  # every node declares the number where it starts
+            text = text.replace("role: output", "role: output, initial: pi/2")
+        parse_experiment(f"{text}learn: {{{learn}}}\n{more}")
     with pytest.raises(DeclarationError, match="no state starts at random"):
         MultiStart(multistable(), starts=2)
