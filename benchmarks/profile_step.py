@@ -43,7 +43,7 @@ LABELS: dict[tuple[Any, str], str] = {
         for method, part in (("apply", "forward"), ("adjoint", "transposed"), ("correlate", "weight gradient"))
     },
     (stopping.StoppingRule, "of_samples"): "residual",
-    (learning.EquilibriumPropagation, "settle"): "free",
+    (learning.EquilibriumPropagation, "free_phase"): "free",
     (learning, "run_nudged"): "nudged",
     (learning, "_contrast"): "contrast",
 }

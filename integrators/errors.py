@@ -56,12 +56,9 @@ class Errors(Integrator):
 
     @classmethod
     def refusal(cls, problem: Problem) -> str | None:
-        if not problem.model.plan.predictive:
-            return "its energy makes no predictions"
         if isinstance(problem, Nudged) and not isinstance(problem, InErrors):
             return "its nudged phases are not in errors"
-        layers = problem.model.predictions
-        return layers if isinstance(layers, str) else None
+        return unpredicted(problem)
 
     def relax(self, problem: Problem, state: State, rule: StoppingRule) -> Equilibrium:
         if not isinstance(problem, InErrors):
@@ -160,6 +157,14 @@ class Ends:
             self.distance.index_copy(0, rows, new.distance),
             self.sweeps.index_copy(0, rows, new.sweeps),
         )
+
+
+def unpredicted(problem: Problem) -> str | None:
+    """Why the states of a problem are not all predicted; `None` if they are."""
+    if not problem.model.plan.predictive:
+        return "its energy makes no predictions"
+    layers = problem.model.predictions
+    return layers if isinstance(layers, str) else None
 
 
 def free_pass(problem: Problem, integrator: str) -> Equilibrium:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from physnet.errors import DeclarationError, Fault, RelaxationError
 from physnet.expressions import relu, write
-from physnet.integrators.errors import Errors, free_pass
+from physnet.integrators.errors import free_pass, unpredicted
 from physnet.layers import A, Layers
 from physnet.predicted import InStates
 from physnet.problem import Problem, State
@@ -67,7 +67,7 @@ class LayerSweeps(Integrator):
 
     @classmethod
     def refusal(cls, problem: Problem) -> str | None:
-        return Errors.refusal(problem)
+        return unpredicted(problem)
 
     def relax(self, problem: Problem, state: State, rule: StoppingRule) -> Equilibrium:
         self._check(problem)

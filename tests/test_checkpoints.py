@@ -245,6 +245,7 @@ def in_the_middle(folder: Path) -> Callable[[], bool]:
 LONG = {"epochs": "1000", "batch": "16", "optimizer": "{adam: {lr: 0.001}}", "checkpoint": "{steps: 7}"}
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
     declared, folder = text(**LONG), tmp_path / "run"
     (tmp_path / "small.yaml").write_text(declared)

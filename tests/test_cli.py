@@ -79,6 +79,7 @@ def test_a_broken_file_ends_with_status_2_and_a_caret(tmp_path: Path, command: s
     assert f"{path}:1:" in result.stderr or f"{path}:2:" in result.stderr
 
 
+@pytest.mark.slow
 def test_a_damaged_run_ends_with_status_2(tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert physnet("train", DIGITS, "--set", "train.epochs=1", "--out", str(run)).returncode == 0

@@ -192,6 +192,7 @@ def test_complex_states_pass_a_real_connection_in_parts() -> None:
 # --------------------------------------------------------------------------- clamped outputs
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("name", ["hopfield", "hopfield-smooth", "resistive"])
 @pytest.mark.parametrize(("protocol", "fraction"), [("coupled", 0.1), ("contrastive", 1.0)])

@@ -155,6 +155,7 @@ def test_momentum_is_the_heavy_ball() -> None:
     assert result["x"].item() == pytest.approx(here, rel=1e-12)
 
 
+@pytest.mark.slow
 @given(st.integers(0, 10**6), st.sampled_from(ENTRIES))
 @settings(max_examples=15)
 def test_adaptive_descent_never_raises_the_energy(seed: int, energy: str) -> None:

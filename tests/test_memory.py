@@ -39,6 +39,7 @@ NETWORKS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::physnet.errors.RelaxationWarning")
 @pytest.mark.parametrize("name", NETWORKS)
 def test_memory_does_not_depend_on_the_number_of_sweeps(name: str) -> None:

@@ -292,6 +292,7 @@ def test_order_and_frequencies_are_for_angles() -> None:
 # --------------------------------------------------------------------------- amplitude and phase
 
 
+@pytest.mark.slow
 def test_stuart_landau_oscillators_follow_their_complex_equation() -> None:
     """z' = (mu - |z|^2) z + sum_j w_ij z_j, the real and imaginary parts being two nodes."""
     graph = EnergyGraph("stuart-landau").state("re", 5)

@@ -75,6 +75,7 @@ def joined(monkeypatch: pytest.MonkeyPatch) -> None:
 # --------------------------------------------------------------------------- the borders
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("joined")
 def test_digits_are_learned_with_everything_from_outside() -> None:
     trainer = Trainer(parse_experiment(DIGITS))
@@ -276,6 +277,7 @@ def physnet(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_an_installed_plugin_is_listed_explained_and_trained(tmp_path: Path) -> None:
     install(tmp_path)
     listed = physnet("list", folder=tmp_path)
@@ -293,6 +295,7 @@ def test_an_installed_plugin_is_listed_explained_and_trained(tmp_path: Path) -> 
     assert "test cost" in evaluated.stdout, evaluated.stderr
 
 
+@pytest.mark.slow
 def test_a_broken_plugin_harms_nobody_else(tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text("raise RuntimeError('out of order')\n")
     install(tmp_path, connections="torn = broken:Torn\nabsent = nowhere:Gone", integrators="lost = broken:Lost")

@@ -89,6 +89,7 @@ def test_normalisation_by_process_is_warned_of_and_tensors_stay_the_same(shared:
     assert first["tensors"] == second["tensors"]
 
 
+@pytest.mark.slow
 def test_the_command_line_speaks_once_and_writes_one_folder(tmp_path: Path) -> None:
     (tmp_path / "shared.yaml").write_text(processes.experiment("plain", "checkpoint: {steps: 2}"))
     done = launch("-m", "physnet.cli", "train", str(tmp_path / "shared.yaml"), "--out", str(tmp_path / "run"))

@@ -210,6 +210,7 @@ def test_costs_and_classes_are_those_of_the_average_over_starts() -> None:
     assert found.error == pytest.approx(100 * float((scores.argmax(1) != classes).double().mean()), abs=1e-3)
 
 
+@pytest.mark.slow
 def test_several_starts_are_trained_as_declared(tmp_path: Path) -> None:
     """Interrupted by a checkpoint of its first epoch or not, and with the metrics of samples, not of starts."""
     text = FILE.replace("shape: 3", "shape: 64").replace("label: {shape: 2", "label: {shape: 10")

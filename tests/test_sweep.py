@@ -218,6 +218,7 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(call, capture_output=True, text=True, cwd=ROOT)
 
 
+@pytest.mark.slow
 def test_the_command_runs_in_parallel_and_writes_tables(file: Path) -> None:
     out = file.parent / "out"
     swept = ("--set", "train.optimizer={sgd: {lr: .1}},{sgd: {lr: 1e38}}", "--set", "learn.beta=.1")

@@ -63,6 +63,7 @@ def test_training_learns_the_digits(device: torch.device) -> None:
     assert errors[-1] < 60  # chance is 90
 
 
+@pytest.mark.slow
 def test_centered_training_follows_the_exact_gradient() -> None:
     """One epoch with a small nudge ends where one epoch with the implicit gradient ends, on a smooth energy."""
     text = SMALL.replace("MORE", "dtype: float64").replace("epochs: 2", "epochs: 1").replace("beta: 0.2", "beta: 0.001")
