@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from networks import ENTRIES, FOR_ALL, NODES, TIGHT, TIGHT_NUDGED, batch, catalogue_model
+from networks import FOR_ALL, NODES, QUICKLY, TIGHT, TIGHT_NUDGED, batch, catalogue_model
 from torch import Tensor
 
 from physnet.branches import jumped, nonlinearity
@@ -72,7 +72,7 @@ def test_nonlinearity_of_one_linear_unit(beta: float, float64: None) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("protocol", [name for name in FOR_ALL if not PROTOCOLS[name].clamps])
-@pytest.mark.parametrize("name", ENTRIES)
+@pytest.mark.parametrize("name", QUICKLY)
 def test_small_weights_never_warn(name: str, protocol: str, dtype: torch.dtype) -> None:
     """With default tolerances, at any nudge: what the free phase leaves undone is not taken for a jump."""
     model, (x, y) = catalogue_model(name).to(dtype), batch()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from networks import ENTRIES, TIGHT, TIGHT_NUDGED, batch, catalogue_model
+from networks import ENTRIES, QUICKLY, TIGHT, TIGHT_NUDGED, batch, catalogue_model
 from torch import Tensor
 
 from physnet.checking import relative_error
@@ -54,7 +54,7 @@ def test_a_displaced_problem_is_the_plain_one_seen_from_the_free_state(name: str
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("name", ENTRIES)
+@pytest.mark.parametrize("name", QUICKLY)
 def test_some_samples_of_a_problem_are_a_problem(name: str) -> None:
     _, problem, d = phases(name, [0.3, -0.2])
     samples = torch.tensor([2, 0])
@@ -129,7 +129,7 @@ def test_more_points_on_the_circle_leave_less_bias(name: str, most: int) -> None
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("name", ENTRIES)
+@pytest.mark.parametrize("name", QUICKLY)
 def test_two_points_are_the_centered_protocol(name: str) -> None:
     model = catalogue_model(name)
     one, other = estimate(model, 0.1, "centered"), estimate(model, 0.1, "holomorphic(2)")

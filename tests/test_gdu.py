@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from networks import ENTRIES, TIGHT, batch, catalogue_model, close
+from networks import QUICKLY, TIGHT, batch, catalogue_model, close
 from torch import Tensor
 from typer.testing import CliRunner
 
@@ -83,7 +83,7 @@ def test_gdu_of_the_tanh_net(family: str) -> None:
         assert worst(large) > 2e-4
 
 
-@pytest.mark.parametrize("name", ENTRIES)
+@pytest.mark.parametrize("name", QUICKLY)
 @pytest.mark.parametrize("family", ["auto", "energy"])
 def test_gdu_of_the_catalogue(name: str, family: str) -> None:
     """Linear in beta, with units that a bound holds (hopfield, resistive) and on the circle (xy)."""

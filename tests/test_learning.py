@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
-from networks import ANGULAR, ENTRIES, FOR_ALL, TIGHT, TIGHT_NUDGED, batch, catalogue_model, close, pair
+from networks import ANGULAR, ENTRIES, FOR_ALL, QUICKLY, TIGHT, TIGHT_NUDGED, batch, catalogue_model, close, pair
 from test_separation import SEPARABLE
 from torch import Tensor
 
@@ -230,7 +230,7 @@ def test_contrast_of_shared_weights_multi_axis_nodes_and_costs_with_parameters()
         check_contrast(model, ep, {"i": torch.randn(3, 2, 2)}, torch.randn(3, 2, 2))
 
 
-@pytest.mark.parametrize("name", ENTRIES)
+@pytest.mark.parametrize("name", QUICKLY)
 @pytest.mark.parametrize("encode", [[], ["2*x", "tanh(x) - x**2"]])
 def test_gradients_of_inputs(name: str, encode: list[str]) -> None:
     model, (x, y) = catalogue_model(name, encode=encode), batch(rows=2)
@@ -248,7 +248,7 @@ def test_gradients_of_inputs(name: str, encode: list[str]) -> None:
     )
 
 
-@pytest.mark.parametrize("name", ENTRIES)
+@pytest.mark.parametrize("name", QUICKLY)
 @pytest.mark.parametrize("protocol", ["centered", "positive", "implicit"])
 def test_loss_is_the_mean_cost_at_the_free_equilibrium(name: str, protocol: str) -> None:
     model, (x, y) = catalogue_model(name), batch()
@@ -403,7 +403,7 @@ def test_training_lowers_the_cost() -> None:
 
 
 @pytest.mark.parametrize("protocol", ["centered", "positive", "negative"])
-@pytest.mark.parametrize("name", ENTRIES)
+@pytest.mark.parametrize("name", QUICKLY)
 def test_float32_agrees_with_float64(name: str, protocol: str) -> None:
     model, (x, y) = catalogue_model(name).float(), batch()
     found = gradients(EquilibriumPropagation(model, 0.1, protocol), image=x, target=y)

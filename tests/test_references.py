@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from networks import ENTRIES, TIGHT, batch, catalogue_model, close, pair
+from networks import QUICKLY, TIGHT, batch, catalogue_model, close, pair
 from torch import Tensor
 
 from physnet.declaration import parse_experiment
@@ -37,7 +37,7 @@ def found(model: EnergyModel, method: str, relaxation: Relaxation = TIGHT, **dat
     return dict(zip([*names, "image"], values, strict=True))
 
 
-@pytest.mark.parametrize("name", ENTRIES)
+@pytest.mark.parametrize("name", QUICKLY)
 @pytest.mark.parametrize("method", ["recurrent_backprop", ENOUGH])
 def test_references_agree(name: str, method: str) -> None:
     """Row 6 of the acceptance tests: to 1e-8, for every parameter and the inputs."""
