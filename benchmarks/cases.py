@@ -229,37 +229,28 @@ CASES = (
     ),
     *(
         Case(
-            f"pcn-mlp10-{protocol}",
-            lambda: deep_mlp(energy=PREDICTIVE),
-            deep_mlp_twin,
-            clothes,
-            batch=64,
+            f"{name}-{protocol}",
+            *nets,
+            batch=batch,
             beta=0.05,
-            published=published,
-            rate=0.1,
+            published=f"21-24, {published} as published",
+            rate=rate,
             training=300,
+            rounds=rounds,
             protocol=protocol,
             nudged=TWO_ROUNDS,
             small=1e-3,
         )
-        for protocol, published in (("single", "21-24, 6.7 as published"), ("centered", "21-24, 12 as published"))
-    ),
-    *(
-        Case(
-            f"pcn-conv-{protocol}",
-            lambda: small_vgg(VGG10, energy=PREDICTIVE),
-            lambda: small_vgg_twin(VGG10),
-            clothes_as_photos,
-            batch=32,
-            beta=0.05,
-            published=published,
-            rate=0.02,
-            training=300,
-            rounds=20,
-            protocol=protocol,
-            nudged=TWO_ROUNDS,
-            small=1e-3,
+        for name, nets, batch, rate, rounds in (
+            ("pcn-mlp10", (lambda: deep_mlp(energy=PREDICTIVE), deep_mlp_twin, clothes), 64, 0.1, 60),
+            (
+                "pcn-conv",
+                (lambda: small_vgg(VGG10, energy=PREDICTIVE), lambda: small_vgg_twin(VGG10), clothes_as_photos),
+                32,
+                0.02,
+                20,
+            ),
         )
-        for protocol, published in (("single", "21-24, 6.7 as published"), ("centered", "21-24, 12 as published"))
+        for protocol, published in (("single", "6.7"), ("centered", "12"))
     ),
 )

@@ -70,10 +70,10 @@ class Errors(Integrator):
             least, since = (mean, 0) if mean < 0.9 * least else (least, since + 1)
             moving = (work.distance > rule.tolerance).view(problem.phases, -1).any(0)
             if sweeps < rule.max_sweeps and 0 < 2 * int(moving.sum()) <= len(moving):
-                ends = Ends.of(work, sweeps) if ends is None else ends.with_rows(rows, work, sweeps)
+                ends = Ends.after(work, sweeps, rows, ends)
                 keep = work.problem.rows_of(moving.nonzero().squeeze(1))
                 work, rows, least = work.narrowed(moving, keep), rows[keep], float("inf")
-        ends = Ends.of(work, sweeps) if ends is None else ends.with_rows(rows, work, sweeps)
+        ends = Ends.after(work, sweeps, rows, ends)
         settled = ends.distance <= rule.tolerance
         return Equilibrium(problem.settled(ends.found), ends.residual, ends.sweeps, settled, self.name, problem)
 
@@ -144,18 +144,16 @@ class Ends:
     sweeps: Tensor
 
     @classmethod
-    def of(cls, work: Rounds, sweeps: int) -> Ends:
+    def after(cls, work: Rounds, sweeps: int, rows: Tensor, before: Ends | None) -> Ends:
+        """The ends of the rows at work; those of all others are as `before`."""
         rounds = torch.full((work.problem.rows,), sweeps, dtype=torch.long, device=work.residual.device)
-        return cls(work.found, work.residual, work.distance, rounds)
-
-    def with_rows(self, rows: Tensor, work: Rounds, sweeps: int) -> Ends:
-        """The same, with these rows as they are now."""
-        new = Ends.of(work, sweeps)
-        return Ends(
-            self.found.with_rows(rows, new.found),
-            self.residual.index_copy(0, rows, new.residual),
-            self.distance.index_copy(0, rows, new.distance),
-            self.sweeps.index_copy(0, rows, new.sweeps),
+        if before is None:
+            return cls(work.found, work.residual, work.distance, rounds)
+        return cls(
+            before.found.with_rows(rows, work.found),
+            before.residual.index_copy(0, rows, work.residual),
+            before.distance.index_copy(0, rows, work.distance),
+            before.sweeps.index_copy(0, rows, rounds),
         )
 
 

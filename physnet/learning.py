@@ -225,6 +225,13 @@ class EquilibriumPropagation(Engine):
         generator = stream(self.seed, "initial", self.batches)
         return initial_state(problem, self.relaxation.initial, generator, self.previous, self.share)
 
+    def watches(self, nudged: Equilibrium) -> bool:
+        """Whether samples of this batch that have left their branch are looked for: in nudged phases that have one."""
+        if not self.watch or self.batches % self.watch != 1 % self.watch or self.protocol.clamps:
+            return False
+        rests = self.nudged.integrator == "auto" or find_integrator(self.nudged.integrator).rests
+        return rests and nudged.displaced is not None and nudged.displaced.branches
+
     @property
     def nudge(self) -> float:
         return self.beta
@@ -258,9 +265,7 @@ class _Equilibrate(torch.autograd.Function):
                     free, wanted, betas, ep._now(ep.nudged, "nudged"), ep.protocol.clamps
                 )
                 refuse_drift(ctx.nudged)
-                rests = ep.nudged.integrator == "auto" or find_integrator(ep.nudged.integrator).rests
-                watched = ep.watch and ep.batches % ep.watch == 1 % ep.watch and not ep.protocol.clamps
-                if watched and rests and ctx.nudged.displaced is not None and ctx.nudged.displaced.branches:
+                if ep.watches(ctx.nudged):
                     ep.last.jumped = find_jumps(free, ctx.nudged, wanted, betas)
         return cost.mean()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -137,3 +138,12 @@ def _entry(values: np.ndarray, index: tuple[int, ...]) -> Any:
 def close(a: Tensor, b: Tensor, tolerance: float) -> bool:
     """Whether two tensors agree to a relative tolerance, in norm."""
     return float((a - b).norm()) <= tolerance * max(float(a.norm()), float(b.norm()), 1e-12)
+
+
+def write_tiny(folder: Path, text: str) -> Path:
+    """An experiment `tiny.yaml` beside its data `tiny.npz`: 24 samples of six numbers, three classes."""
+    random = np.random.default_rng(0)
+    split = {f"x_{part}": random.random((24, 6), dtype=np.float32) for part in ("train", "test")}
+    np.savez(folder / "tiny.npz", **split, y_train=np.arange(24) % 3, y_test=np.arange(24) % 3)
+    (folder / "tiny.yaml").write_text(text)
+    return folder / "tiny.yaml"

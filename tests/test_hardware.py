@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import TIGHT, TIGHT_NUDGED, batch, catalogue_model
+from networks import TIGHT, TIGHT_NUDGED, batch, catalogue_model, write_tiny
 from scipy.special import gamma
 from torch import Tensor
 from typer.testing import CliRunner
@@ -54,11 +54,7 @@ train: {data: {npz: {file: tiny.npz}}, epochs: 2, batch: 8, seed: 4, threads: 1,
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    random = np.random.default_rng(0)
-    split = {f"x_{part}": random.random((24, 6), dtype=np.float32) for part in ("train", "test")}
-    np.savez(tmp_path / "tiny.npz", **split, y_train=np.arange(24) % 3, y_test=np.arange(24) % 3)
-    (tmp_path / "tiny.yaml").write_text(FILE + DATA)
-    return tmp_path / "tiny.yaml"
+    return write_tiny(tmp_path, FILE + DATA)
 
 
 def declared(hardware: str) -> Experiment:

@@ -16,6 +16,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from networks import write_tiny
 
 from physnet import sweeping
 from physnet.declaration import load_experiment
@@ -37,11 +38,7 @@ train: {data: {npz: {file: tiny.npz}}, epochs: 2, batch: 8, seed: 4, threads: 1,
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    random = np.random.default_rng(0)
-    split = {f"x_{part}": random.random((24, 6), dtype=np.float32) for part in ("train", "test")}
-    np.savez(tmp_path / "tiny.npz", **split, y_train=np.arange(24) % 3, y_test=np.arange(24) % 3)
-    (tmp_path / "tiny.yaml").write_text(FILE)
-    return tmp_path / "tiny.yaml"
+    return write_tiny(tmp_path, FILE)
 
 
 def quiet(run: Run, failure: str | None) -> None:
