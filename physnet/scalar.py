@@ -16,6 +16,8 @@ States = Num[Tensor, " rows *node"]
 MAX_ITERATIONS = 100
 ROUNDING = 1e-4
 """What part of a turn may be lost to rounding, of angles that have turned often."""
+STRIDE = 0.5
+"""Length of a step where Newton's won't do, on a circle in radians; short, so that none leads over a barrier."""
 TRUSTED = 8
 """Newton steps after which they have to halve each time: along an exponential all of them are equally long."""
 
@@ -144,29 +146,36 @@ def _newton(
     Close to equilibrium they nearly always do, and cost a quarter of steps inside a bracket. Each step has to meet a
     positive curvature and to be at most half as long as the last one, so that none leads past a point seen before, or
     too short to leave its well. A unit has arrived when a step that is shorter than the last one by the same factor
-    again would be lost in rounding.
+    again would be lost in rounding. On a circle, whose wells have a known size, a unit whose Newton step won't do
+    strides downhill instead, and begins anew.
     """
     x, longest, short = start, torch.ones_like(start), tolerance**0.5
-    for iteration in range(TRUSTED):
+    strides = bool(domain.period) and unit > 0
+    for iteration in range(2 * TRUSTED if strides else TRUSTED):
         slope, curvature = (torch.as_tensor(value, dtype=x.dtype, device=x.device) for value in slopes(x))
         step = slope / curvature
         size, scale = step.abs(), unit + x.abs()
-        if not bool(((curvature > 0) & (size <= torch.maximum(longest, short * scale))).all()):
-            return None
+        trusted = (curvature > 0) & (size <= (2 * STRIDE if strides else torch.maximum(longest, short * scale)))
+        if not bool(trusted.all()):
+            if not strides:
+                return None
+            # from the top of a hill to the right
+            downhill = torch.copysign(torch.tensor(STRIDE, dtype=x.dtype), slope - torch.finfo(x.dtype).tiny)
+            step, size = torch.where(trusted, step, downhill), torch.where(trusted, size, STRIDE)
         x = x - step
         arrived = size <= tolerance * scale
         if iteration:  # short steps that don't shrink are rounding
             rounding = (size > longest / 2) & (size <= short * scale)
             arrived |= rounding | (size * size <= 2 * longest * tolerance * scale)
         if bool(arrived.all()):
-            return x if _inside(x, domain) else None
+            return x if _inside(x, start, domain) else None
         longest = size / 2
     return None
 
 
-def _inside(x: States, domain: Domain) -> bool:
-    if domain.period:
-        return True
+def _inside(x: States, start: States, domain: Domain) -> bool:
+    if domain.period:  # a unit that has turned may have met no minimum
+        return bool(((x - start).abs() < domain.period / 2).all())
     lo, hi = domain.bounds(x)
     return bool(((x >= lo) & (x <= hi)).all())
 
