@@ -122,15 +122,16 @@ class SigmaDelta(Integrator):
     def _step(self, talk: Conversation, left: int, held: State) -> None:
         """One step of all nodes at once, but of those that are held."""
         talk.exchange(left)
-        memory, moved = talk.memory, State(held)
-        for node, old in ((node, old) for node, old in memory.states.items() if node not in held):
-            domain, target = talk.problem.domain(node), talk.targets[node]()
-            if self.annealing.remembers:
+        memory, moved, remembers = talk.memory, State(held), self.annealing.remembers
+        size = 1.0 if remembers else self.annealing.size(memory.t, talk.problem.like, ())
+        for node, (domain, goal) in talk.goals.items():
+            if node in held:
+                continue
+            old, target = memory.states[node], goal()
+            if remembers:
                 if node not in memory.annealing:
-                    memory.annealing[node] = [torch.zeros_like(old) for _ in range(self.annealing.remembers)]
+                    memory.annealing[node] = [torch.zeros_like(old) for _ in range(remembers)]
                 size = self.annealing.size(memory.t, domain.difference(target, old), memory.annealing[node])
-            else:
-                size = self.annealing.size(memory.t, old, ())
             moved[node] = domain.project(domain.between(old, target, size))
         memory.states = moved
 

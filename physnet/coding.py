@@ -139,9 +139,9 @@ class Speaker:
         if self.quantiser.exact:
             voice.decoded = value if into is None else into.copy_(value)
             return value
-        a = torch.sub(value, voice.last, alpha=1 - smoothing) if smoothing < 1 else value.clone()
-        if smoothing * self.scale != 1:
-            a.mul_(1 / (smoothing * self.scale))
+        a = torch.lerp(voice.last, value, 1 / smoothing) if smoothing < 1 else value.clone()
+        if self.scale != 1:
+            a.mul_(1 / self.scale)
         spikes = self.quantiser.emit(a, voice.memory, self.lowest, self.highest, uniform)
         if self.scale != 1:
             spikes = spikes.mul_(self.scale)

@@ -132,7 +132,7 @@ class Conversation:
         for item in spoken.constant:
             states = self.samples.clamped or {"": problem.like}
             self._hear(item, self.functions[item.function](problem.parameters, states))
-        self.targets = {node: self._target(node) for node in self.model.free}
+        self.goals = {node: (problem.domain(node), self._goal(node)) for node in self.model.free}
         self._ahead, self._begun, self._until = dict[str, tuple[Tensor, ...]](), 0, 0
         self.said: State = {}
         self.heard: State = {}
@@ -172,7 +172,7 @@ class Conversation:
         for channel in self.live:
             name, node = channel.decoded, channel.node
             state = memory.states[node] if node in memory.states else self.problem.clamped[node]
-            voice, uniform = memory.voices[name], self._uniform(channel, memory.t, state)
+            voice, uniform = memory.voices[name], partial(self._uniform, channel, memory.t, state)
             self.said[channel.raw] = self._speakers[name].say(voice, state, smoothing, uniform)
             self.heard[name] = voice.decoded
             self._tell(channel, memory.t, self.said[channel.raw], voice)
@@ -194,7 +194,7 @@ class Conversation:
             x, voice = clamped[channel.node], self.memory.inputs[channel.decoded]
             every = arranged(x.new_empty((count * rows, *voice.last.shape[1:])))
             for t, into in enumerate(every.split(rows), first):
-                uniform = self._uniform(channel, t, x)
+                uniform = partial(self._uniform, channel, t, x)
                 spikes = self._speakers[channel.decoded].say(voice, x, self.code.smoothing(t), uniform, into)
                 self._tell(channel, t, spikes, voice)
             voice.decoded = voice.decoded.clone()  # what follows may outlive all these steps
@@ -221,14 +221,14 @@ class Conversation:
         phases = self.problem.rows // self.samples.rows if heard.shape[0] == self.samples.rows else 1
         self.fixed[item.node][item.field] = repeat(heard, phases)
 
-    def _uniform(self, channel: Channel, t: int, like: Tensor) -> Callable[[], Tensor]:
-        """Numbers of this step, other ones for every phase; of a share, those that it has in the whole batch."""
-        generator = partial(stream, self.code.seed, "spikes", *self.keys, channel.decoded, t)
-        return lambda: uniform_numbers(generator(), like, self.share)
+    def _uniform(self, channel: Channel, t: int, like: Tensor) -> Tensor:
+        """Numbers of a step, other ones for every phase; of a share, those that it has in the whole batch."""
+        generator = stream(self.code.seed, "spikes", *self.keys, channel.decoded, t)
+        return uniform_numbers(generator, like, self.share)
 
     # ---------------------------------------------------------------- where units would go
 
-    def _target(self, node: str) -> Callable[[], Tensor]:
+    def _goal(self, node: str) -> Callable[[], Tensor]:
         """Where the units of a node would go, given what they have heard: to their minimum, or, where there is no
         exact one, as far as their force and curvature say."""
         problem, parameters, plan = self.problem, self.problem.parameters, self.spoken.plan.nodes[node]
