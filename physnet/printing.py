@@ -12,6 +12,8 @@ from physnet.expressions import symbol, write
 from physnet.lowering import BETA
 from physnet.separation import X
 
+EXACT = 2**53
+"""Whole numbers below it are exact in float64; decimals of many digits make larger ones over common denominators."""
 _FUNCTION_NAMES = {"Abs": "magnitude", "Min": "minimum", "Max": "maximum"}
 
 
@@ -59,7 +61,7 @@ class TorchPrinter(StrPrinter):
         return f"{expr.p}/{expr.q}" if abs(expr.p) < 1000 and expr.q < 1000 else repr(float(expr))
 
     def _print_Integer(self, expr: sp.Integer) -> str:
-        return str(expr.p)
+        return str(expr.p) if abs(expr.p) < EXACT else repr(float(expr))
 
 
 class Lines:

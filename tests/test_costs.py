@@ -564,3 +564,14 @@ def test_the_only_output_may_name_a_reduction() -> None:
     assert graph.costs[0].reduction == "cross_entropy"
     with pytest.raises(DeclarationError, match=r"4:7: 'cross_entrop' is neither"):
         parse_experiment(text + "edges: [image -> label]\ncost: cross_entrop\n")
+
+
+def test_coefficients_may_have_many_digits() -> None:
+    """Exact fractions of long decimals don't overflow: a quotient by 2^-1.5 is the product with its inverse."""
+    found = []
+    for term in ("(x/0.35355339059327376 - y)**2/2", "(2.8284271247461903*x - y)**2/2"):
+        model = compile_energy(chain(domain="real").cost("deep", term), seed=2)
+        ep = EquilibriumPropagation(model, 0.01, "centered", relaxation=TIGHT, nudged=TIGHT_NUDGED)
+        found.append(gradients(ep, image=image(), target=functional.one_hot(CLASSES, 3).double()))
+    for name, value in found[0].items():
+        assert close(value, found[1][name], 1e-9)
