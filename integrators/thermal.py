@@ -16,10 +16,11 @@ from dataclasses import replace
 from typing import Any
 
 from physnet.errors import DeclarationError, Fault, RelaxationError
+from physnet.integration import choose, make_integrator
 from physnet.langevin import careful_step, normal_numbers, time_constants, walk
 from physnet.problem import Problem, State
 from physnet.randomness import stream
-from physnet.relaxation import Equilibrium, Integrator, StoppingRule, choose, integrator, make_integrator
+from physnet.relaxation import Equilibrium, Integrator, StoppingRule, integrator
 from physnet.vectors import Vectors, not_real
 
 MOST_STEPS = 100_000

@@ -16,9 +16,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from physnet.equilibrium import Equilibrium
 from physnet.errors import RelaxationWarning
 from physnet.problem import Problem, State
-from physnet.relaxation import Equilibrium
 
 LIMIT = 1.0
 """The largest rho of a smooth branch: there the change of the forces along the way is as large as the nudge itself. A

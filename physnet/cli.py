@@ -174,7 +174,7 @@ def check(
         previous = row.protocol
         table.add_row(first, row.tensor, f"{row.cosine:.6f}", f"{row.error:.2e}", f"{row.fall:.2f} x")
     console.print(table)
-    from physnet.relaxation import choose
+    from physnet.integration import choose
 
     problem = trainer.energy.problem(samples, **{name: batch[name] for name in trainer.energy.inputs})
     for caveat in choose(problem, experiment.relax.integrator)[0].caveats(problem):
@@ -209,11 +209,11 @@ def list_everything() -> None:
     from physnet.domains import NAMED
     from physnet.energy import catalogue
     from physnet.expressions import FUNCTIONS
+    from physnet.integration import INTEGRATORS, integrators
     from physnet.methods import METHODS
     from physnet.protocols import FAMILIES, PROTOCOLS
     from physnet.quantisers import QUANTISERS
     from physnet.references import REFERENCES
-    from physnet.relaxation import INTEGRATORS, integrators
     from physnet.schedules import ANNEALINGS
 
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))

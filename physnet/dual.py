@@ -19,14 +19,15 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from physnet.dyads import DualSettings
+from physnet.equilibrium import Equilibrium
 from physnet.errors import DeclarationError, Fault
 from physnet.expressions import clip, relu, write
 from physnet.layered import Layered
 from physnet.layers import A
 from physnet.learning import Engine, Record
 from physnet.model import EnergyModel
+from physnet.precision import full_precision
 from physnet.problem import Problem, State
-from physnet.relaxation import Equilibrium, full_precision
 
 POWER_ITERATIONS = 20
 """Steps that find the norm of the weights above a layer."""

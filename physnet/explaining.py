@@ -27,6 +27,7 @@ from physnet.expressions import clip, derivative, symbol
 from physnet.external import at_current_state
 from physnet.graph import EnergyGraph
 from physnet.imagenotes import correlation, members
+from physnet.integration import choose
 from physnet.lowering import BETA, A, Block, NodePlan, Plan, conditional, parameter_slope, roles_of, target_symbol
 from physnet.model import EnergyModel, check_model
 from physnet.naming import Names, fresh, influence, pair, renamed, tidy, unit, whole
@@ -34,7 +35,6 @@ from physnet.predictionnotes import bias_slope, drive, onward, weight_rule
 from physnet.predictionnotes import updates as in_errors
 from physnet.protocols import Protocol
 from physnet.references import Reference, find_method, protocol_of
-from physnet.relaxation import choose
 from physnet.separation import POST, PRE, GradientOnly, Linear, Quadratic, Scalar, Sinusoid, Solver, X
 
 

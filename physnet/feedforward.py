@@ -20,13 +20,14 @@ from torch import Tensor, nn
 from physnet.codegen import generate_activations
 from physnet.directed import feed_forward, objection
 from physnet.domains import REAL
+from physnet.equilibrium import Equilibrium
 from physnet.errors import DeclarationError
 from physnet.learning import Engine, Record
 from physnet.lowering import NodePlan, Part, Plan
 from physnet.maps import update
 from physnet.model import EnergyModel
+from physnet.precision import full_precision
 from physnet.problem import Problem
-from physnet.relaxation import Equilibrium, full_precision
 from physnet.separation import Quadratic
 
 NORM = "__norm"

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from physnet.codegen_layers import generate_layers
+from physnet.equilibrium import Equilibrium
 from physnet.feedforward import FeedForward
 from physnet.layers import Layers, layers
 from physnet.lowering import Plan
 from physnet.problem import Problem, State
-from physnet.relaxation import Equilibrium
 
 
 class Layered(FeedForward):

@@ -18,24 +18,17 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from physnet.branches import find_jumps
+from physnet.equilibrium import DRIFT, Equilibrium
 from physnet.errors import DeclarationError, Fault, RelaxationError, ShapeError
+from physnet.integration import Occasion, find_integrator
 from physnet.model import EnergyModel, check_model
 from physnet.nudged import Ended
+from physnet.precision import full_precision
 from physnet.problem import Problem, Share, State
 from physnet.protocols import Protocol
 from physnet.randomness import stream
 from physnet.references import Reference, find_method, protocol_of
-from physnet.relaxation import (
-    DRIFT,
-    Equilibrium,
-    Occasion,
-    Relaxation,
-    find_integrator,
-    full_precision,
-    initial_state,
-    run,
-    run_nudged,
-)
+from physnet.relaxation import Relaxation, initial_state, run, run_nudged
 
 
 @dataclass

@@ -11,10 +11,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from physnet.equilibrium import Equilibrium
 from physnet.errors import DeclarationError, Fault
 from physnet.learning import Engine
 from physnet.model import EnergyModel
-from physnet.relaxation import Equilibrium
 from physnet.samples import Held, Samples
 
 EVALUATION_BATCH = 500

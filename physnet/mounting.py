@@ -6,8 +6,9 @@ from dataclasses import replace
 
 from physnet.errors import DeclarationError, Fault
 from physnet.hardware import make_chip, noise_of
+from physnet.integration import make_integrator
 from physnet.learning import Engine, EquilibriumPropagation
-from physnet.relaxation import Relaxation, make_integrator
+from physnet.relaxation import Relaxation
 from physnet.schema import HardwareSchema, NoiseSchema
 
 

@@ -17,7 +17,8 @@ from physnet.learning import EquilibriumPropagation
 from physnet.nudging import nudge
 from physnet.problem import Problem, State
 from physnet.randomness import stream
-from physnet.relaxation import Relaxation, StoppingRule, initial_state, run
+from physnet.relaxation import Relaxation, initial_state, run
+from physnet.stopping import StoppingRule
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

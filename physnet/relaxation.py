@@ -2,64 +2,41 @@
 
     equilibrium:  F is minimal or stationary in the free states, within their domains
 
-An integrator is a class with `refusal(problem)` and `relax(problem, state, rule)`; it registers itself with
-`@integrator`. `relax` picks the first one that doesn't refuse.
+`integration` says what an integrator is, `equilibrium` where one has ended.
 """
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import warnings
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from threading import Lock
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn.utils import get_total_norm
 
-from physnet.errors import DeclarationError, Fault, RelaxationError, RelaxationWarning, ShapeError, did_you_mean
+from physnet.equilibrium import Equilibrium, judge
+from physnet.errors import DeclarationError, Fault, RelaxationError, ShapeError
+from physnet.integration import Integrator, Occasion, choose, construct, integrator
 from physnet.layout import arranged
 from physnet.model import check_model
 from physnet.nudged import Nudged
 from physnet.nudging import nudge
+from physnet.precision import full_precision
 from physnet.problem import Problem, Share, State
 from physnet.randomness import stream
-from physnet.registry import Registry, subclass_of
 from physnet.stopping import StoppingRule, angles, drifting
 
 if TYPE_CHECKING:
     from physnet.model import EnergyModel
 
-INITIAL = ("zero", "forward", "random", "previous")
+__all__ = ["Equilibrium", "Integrator", "Relaxation", "StoppingRule", "integrator", "relax"]
 
-DRIFT = (
-    "drift: some of their angles keep turning, since their drives lie outside of the locking range; use stronger "
-    "couplings or natural frequencies that are nearer to each other, or follow them in time with simulate"
-)
+INITIAL = ("zero", "forward", "random", "previous")
 
 # Tolerances on the relative residual. A nudged phase is judged by its displacement from the free state, which shrinks
 # with beta, so that the same number serves every beta.
 _FREE = {torch.float32: 1e-3, torch.float64: 1e-10}
 _NUDGED = {torch.float32: 1e-2, torch.float64: 1e-8}
-
-
-@dataclass(frozen=True)
-class Occasion:
-    """Which relaxation this is: all that an integrator draws is a pure function of it and of the integrator's seed.
-
-    Arguments:
-        keys: such as the seed of the run and the number of the batch.
-        share: which rows of the whole batch are relaxed, where processes divide it.
-    """
-
-    keys: tuple[int | str, ...] = ()
-    share: Share | None = None
 
 
 @dataclass(frozen=True)
@@ -96,161 +73,6 @@ class Relaxation:
             )
         if self.max_sweeps < 1:
             raise DeclarationError(Fault(f"max_sweeps is {self.max_sweeps}", "at least 1", ("max_sweeps",)))
-
-
-@dataclass
-class Equilibrium:
-    """Where a relaxation ended.
-
-    Arguments:
-        states: free states by node, [rows, *node]; phases stacked along the rows.
-        residual: per row, the largest step that remained, relative to the state (free) or its displacement (nudged).
-        sweeps: per row, how many sweeps (for `flow`: evaluations of the force) it took.
-        converged: per row, whether the residual met the tolerance.
-        integrator: which one was used.
-        reason: why that one.
-        problem: what was relaxed; gives energies, forces and costs.
-        displacement: of a nudged phase: how far it is from the free equilibrium, to the last digit.
-        displaced: of a nudged phase: the problem in displacements.
-        drifting: per row, whether angles keep turning, outside of the locking range; `None` where no state is one.
-    """
-
-    states: State
-    residual: Float[Tensor, " rows"]
-    sweeps: Int[Tensor, " rows"]
-    converged: Bool[Tensor, " rows"]
-    integrator: str
-    problem: Problem
-    reason: str = ""
-    displacement: State = field(default_factory=dict)
-    displaced: Nudged | None = None
-    drifting: Bool[Tensor, " rows"] | None = None
-
-    @property
-    def energy(self) -> Float[Tensor, " rows"]:
-        """F of every row."""
-        with full_precision(self.problem.like.device):
-            return self.problem.energy(self.states)
-
-    def __getitem__(self, node: str) -> Tensor:
-        return self.states[node]
-
-
-class Integrator(ABC):
-    """One way to an equilibrium. Options are the arguments of its constructor."""
-
-    name: str
-    idea: str
-    coordinates: str = "states"
-    """Of nudged phases: `states`; where a state is predicted also `errors`, or `plain states` in the model's dtype; of
-    couplings also `continued`: states that go on where the free phase is."""
-    speaks: bool = False
-    """Whether nodes tell each other messages, that a `Listener` hears."""
-    rests: bool = True
-    """Whether phases end at equilibria."""
-    occasion: Occasion = Occasion()
-    """Which relaxation this is; known from when it begins."""
-
-    @classmethod
-    def concerns(cls, problem: Problem) -> bool:
-        """Whether it is made for problems of this kind: `auto` passes over it in silence where it isn't."""
-        return True
-
-    @classmethod
-    @abstractmethod
-    def refusal(cls, problem: Problem) -> str | None:
-        """Why this integrator can't relax the problem; `None` if it can."""
-
-    @classmethod
-    def caveats(cls, problem: Problem) -> tuple[str, ...]:
-        """What a user should know before relaxing this problem so; shown by `explain`."""
-        return ()
-
-    @abstractmethod
-    def relax(self, problem: Problem, state: State, rule: StoppingRule) -> Equilibrium:
-        """Relax from a state inside the domains. Runs without autograd."""
-
-
-def _objection(name: str, thing: Any) -> str | None:
-    return subclass_of(Integrator)(name, thing) or (None if thing.name == name else f"it calls itself '{thing.name}'")
-
-
-INTEGRATORS: Registry[type[Integrator]] = Registry("integrator", "physnet.integrators", {}, _objection)
-"""Integrators by name; `integrators()` sees to it that physnet's own are there."""
-I = TypeVar("I", bound=type[Integrator])  # noqa: E741
-
-
-def integrator(kind: I) -> I:
-    """Register an integrator under its name; `auto` tries them in the order of registration."""
-    INTEGRATORS[getattr(kind, "name", kind.__name__)] = kind
-    return kind
-
-
-def integrators() -> Registry[type[Integrator]]:
-    """All integrators by name, in the order in which `auto` tries them."""
-    importlib.import_module("physnet.integrators")
-    return INTEGRATORS
-
-
-def find_integrator(name: str) -> type[Integrator]:
-    """The integrator of that name.
-
-    Raises:
-        DeclarationError: if there is none.
-    """
-    known = integrators()
-    if name not in known:
-        raise DeclarationError(
-            Fault(f"unknown integrator '{name}'", f"use auto, {', '.join(known)}", ("integrator",), value=name)
-        )
-    return known[name]
-
-
-def make_integrator(name: str, options: Mapping[str, Any]) -> Integrator | None:
-    """An integrator with its options, checked; `auto` has none of its own to check and gives `None`."""
-    if name == "auto":
-        if options:
-            raise DeclarationError(
-                Fault("options need an integrator to belong to", "name one, such as integrator: flow", ("options",))
-            )
-        return None
-    return _construct(find_integrator(name), options)
-
-
-def _construct(kind: type[Integrator], options: Mapping[str, Any]) -> Integrator:
-    try:
-        return kind(**options)
-    except (TypeError, AttributeError) as error:
-        known = list(inspect.signature(kind).parameters)
-        wrong = next((name for name in options if name not in known), None)
-        if wrong is None:
-            fault = Fault(f"an option of '{kind.name}' has the wrong type: {error}", f"see {kind.name}", ("options",))
-            raise DeclarationError(fault) from None
-        hint = did_you_mean(wrong, known, "it has none")
-        message = f"integrator '{kind.name}' has no option '{wrong}'"
-        raise DeclarationError(Fault(message, hint, ("options", wrong), at_key=True)) from None
-
-
-def choose(problem: Problem, name: str = "auto") -> tuple[type[Integrator], str]:
-    """The integrator for a problem and why.
-
-    Raises:
-        DeclarationError: if there is none of that name.
-        RelaxationError: if it refuses the problem.
-    """
-    if name != "auto":
-        kind = find_integrator(name)
-        refusal = kind.refusal(problem)
-        if refusal is not None:
-            raise RelaxationError(f"integrator '{name}' can't relax this energy: {refusal}")
-        return kind, "asked for"
-    refusals: list[str] = []
-    for kind in (kind for _, kind in integrators().usable() if kind.concerns(problem)):
-        refusal = kind.refusal(problem)
-        if refusal is None:
-            return kind, "; ".join([*refusals, f"{kind.name}: {kind.idea}"])
-        refusals.append(f"not {kind.name}: {refusal}")
-    raise RelaxationError(f"no integrator can relax this energy: {'; '.join(refusals)}")
 
 
 def relax(
@@ -316,36 +138,6 @@ def free_start(
     return problem, problem.project(state)
 
 
-@contextmanager
-def full_precision(device: torch.device) -> Iterator[None]:
-    """A context without autocast, and without TF32, which cuDNN takes for convolutions by default: states, fields and
-    contrasts are never in reduced precision."""
-    with _NO_TF32, torch.autocast(device.type, enabled=False):
-        yield
-
-
-class _NoTF32:
-    """TF32 is off in the whole process: from when the first thread enters until the last one has left."""
-
-    def __init__(self) -> None:
-        self.lock, self.inside, self.before = Lock(), 0, True
-
-    def __enter__(self) -> None:
-        with self.lock:
-            if not self.inside:
-                self.before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
-            self.inside += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self.lock:
-            self.inside -= 1
-            if not self.inside:
-                torch.backends.cudnn.allow_tf32 = self.before
-
-
-_NO_TF32 = _NoTF32()
-
-
 def initial_state(
     problem: Problem,
     initial: str,
@@ -398,7 +190,7 @@ def run_nudged(
 
 def _coordinates(problem: Problem, settings: Relaxation) -> str:
     """In which coordinates the integrator wants nudged phases; that of `auto` is the one that takes the free phase."""
-    return _construct(choose(problem, settings.integrator)[0], settings.options).coordinates
+    return construct(choose(problem, settings.integrator)[0], settings.options).coordinates
 
 
 def run(problem: Problem, state: State, settings: Relaxation, *, quiet: bool = False) -> Equilibrium:
@@ -408,7 +200,7 @@ def run(problem: Problem, state: State, settings: Relaxation, *, quiet: bool = F
         RelaxationError: for states that aren't finite, and what integrators raise.
     """
     kind, reason = choose(problem, settings.integrator)
-    chosen = _construct(kind, settings.options)
+    chosen = construct(kind, settings.options)
     chosen.occasion = settings.occasion
     dtype = problem.model.dtype
     default = (_NUDGED if isinstance(problem, Nudged) else _FREE).get(dtype, 1e-3)
@@ -422,63 +214,5 @@ def run(problem: Problem, state: State, settings: Relaxation, *, quiet: bool = F
         result = replace(chosen.relax(problem, state, rule), reason=reason)
         if angles(problem):
             result.drifting = drifting(problem, state, result.states) & ~result.converged
-    _judge(result, rule, quiet)
+    judge(result, rule, quiet)
     return result
-
-
-def blame_data(problem: Problem) -> None:
-    """Raise `RelaxationError` if an input or target isn't finite, so that the data are blamed and not the method."""
-    for kind, tensors in (("input", problem.clamped), ("target", problem.targets)):
-        for name, value in tensors.items():
-            if not bool(torch.isfinite(value).all()):
-                raise RelaxationError(f"the {kind} '{name}' holds values that are not finite; clean the data")
-
-
-def _judge(result: Equilibrium, rule: StoppingRule, quiet: bool) -> None:
-    if bool(result.converged.all()):
-        return
-    # one norm of everything is cheap; it may overflow before a state does, and only then are all looked at
-    if not bool(torch.isfinite(get_total_norm([result.residual, *result.states.values()]))):
-        _blame(result)
-    if quiet:
-        return
-    drifts = 0 if result.drifting is None else int(result.drifting.sum())
-    if drifts:
-        warnings.warn(f"{drifts} of {len(result.converged)} samples {DRIFT}", RelaxationWarning, stacklevel=3)
-    missing = int((~result.converged).sum()) - drifts
-    if not missing:
-        return
-    warnings.warn(
-        f"{missing} of {len(result.converged)} samples have not converged with '{result.integrator}' after "
-        f"{int(result.sweeps.max())} sweeps: residual {float(result.residual.max()):.2g}, "
-        f"tolerance {rule.tolerance:.2g}; raise max_sweeps or the tolerance",
-        RelaxationWarning,
-        stacklevel=3,
-    )
-
-
-def _blame(result: Equilibrium) -> None:
-    """Raise `RelaxationError` for the first thing in an equilibrium that isn't finite; return if all is."""
-    for node, value in result.states.items():
-        if not bool(torch.isfinite(value).all()):
-            blame_data(result.problem)
-            raise RelaxationError(
-                f"the state of '{node}' is not finite after {int(result.sweeps.max())} sweeps: "
-                "look for energies that fall without bound, reduce |beta|, or give the node a bounded domain"
-            )
-    if bool(torch.isfinite(result.residual).all()):
-        return
-    blame_data(result.problem)
-    for node, value in result.problem.step(result.states).items():
-        if not bool(torch.isfinite(value).all()):
-            raise RelaxationError(
-                f"the exact update of '{node}' is not finite: look for energies that fall without bound, "
-                "reduce |beta|, or give the node a bounded domain"
-            )
-    force = result.problem.force(result.states)
-    lost = [node for node, value in force.items() if not bool(torch.isfinite(value).all())]
-    what = f"force on '{lost[0]}'" if lost else "residual"
-    raise RelaxationError(
-        f"the {what} is not finite after {int(result.sweeps.max())} sweeps: "
-        "look for inputs that aren't finite, and for roots, logarithms and divisions in the energy"
-    )

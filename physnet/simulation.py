@@ -21,13 +21,15 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torchdiffeq import odeint
 
+from physnet.equilibrium import Equilibrium, blame_data
 from physnet.errors import DeclarationError, Fault, RelaxationError, RelaxationWarning
 from physnet.langevin import careful_step, normal_numbers, walk
 from physnet.model import EnergyModel
+from physnet.precision import full_precision
 from physnet.problem import Problem, State
 from physnet.randomness import stream
-from physnet.relaxation import Equilibrium, Relaxation, StoppingRule, blame_data, free_start, full_precision, run
-from physnet.stopping import angles, drifting
+from physnet.relaxation import Relaxation, free_start, run
+from physnet.stopping import StoppingRule, angles, drifting
 
 STIFF = ("LSODA", "BDF", "Radau")
 """Methods of SciPy; for small networks whose time constants lie far apart."""

@@ -36,7 +36,8 @@ def show_messages(
     Returns:
         The files, by what they hold.
     """
-    from physnet.relaxation import find_integrator, relax
+    from physnet.integration import find_integrator
+    from physnet.relaxation import relax
 
     declared = experiment.relax.integrator
     if declared == "auto" or not find_integrator(declared).speaks:

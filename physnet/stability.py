@@ -15,9 +15,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from physnet.equilibrium import Equilibrium
 from physnet.problem import State
 from physnet.randomness import stream
-from physnet.relaxation import Equilibrium
 from physnet.vectors import Vector, Vectors, dot
 
 STEPS, CHECK_EVERY = 64, 8

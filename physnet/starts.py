@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from physnet.equilibrium import Equilibrium
 from physnet.errors import DeclarationError, Fault
 from physnet.layout import repeat
 from physnet.learning import EquilibriumPropagation
@@ -21,7 +22,7 @@ from physnet.model import EnergyModel
 from physnet.problem import Problem, State
 from physnet.randomness import stream
 from physnet.reading import check_starts
-from physnet.relaxation import Equilibrium, initial_state
+from physnet.relaxation import initial_state
 
 
 class MultiStart(EquilibriumPropagation):

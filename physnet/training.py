@@ -28,6 +28,7 @@ from physnet.checkpoints import Checkpoint, plain
 from physnet.data import DataSet, load_data, match
 from physnet.declaration import Experiment, load_experiment
 from physnet.errors import DataError, DeclarationError, RelaxationError, RelaxationWarning, TrainingError
+from physnet.integration import make_integrator
 from physnet.learning import Engine, EquilibriumPropagation
 from physnet.methods import METHODS
 from physnet.metrics import Means, Metrics, evaluate, measure, top_classes
@@ -35,7 +36,7 @@ from physnet.model import EnergyModel, compile_energy
 from physnet.mounting import mount
 from physnet.optimizers import make_optimizer, make_scheduler
 from physnet.randomness import stream
-from physnet.relaxation import Relaxation, make_integrator
+from physnet.relaxation import Relaxation
 from physnet.runs import RunFolder, check_run, differences, digest, identity, new_folder
 from physnet.samples import Reading, Samples
 from physnet.schema import LearnSchema, NudgedSchema, RelaxSchema

@@ -15,9 +15,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 # where tensors are; not the modules that judge declarations, since tests hand them wrong types on purpose, nor the
 # symbolic ones, since beartype can't read annotations made of SymPy's classes
 CHECKED = (
-    "augmenting branches connections contrast convolved displaced domains functions gdu implicit integrators kept "
-    "learning maps model "
-    "problem protocols randomness references relaxation scalar simulation stable stopping unrolled"
+    "augmenting branches connections contrast convolved displaced domains equilibrium functions gdu implicit "
+    "integration integrators kept learning maps model precision problem protocols randomness references relaxation scalar simulation stable stopping unrolled"
 )
 install_import_hook([f"physnet.{name}" for name in CHECKED.split()], "typechecking.check")
 

@@ -8,7 +8,7 @@ import torch
 import physnet
 from physnet import EnergyGraph, EquilibriumPropagation, compile_energy, relax
 from physnet.energy import catalogue
-from physnet.relaxation import integrators
+from physnet.integration import integrators
 
 EXPERIMENT = """\
 name: smoke

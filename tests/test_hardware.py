@@ -26,12 +26,13 @@ from physnet.energy import Energy
 from physnet.errors import DeclarationError, RelaxationError
 from physnet.graph import EnergyGraph
 from physnet.hardware import LEAST, Chip, make_chip, quantised
+from physnet.integration import Occasion, choose
 from physnet.learning import EquilibriumPropagation, gradients
 from physnet.methods import METHODS
 from physnet.model import EnergyModel, compile_energy
 from physnet.mounting import mount
 from physnet.problem import Share
-from physnet.relaxation import Occasion, Relaxation, choose, relax
+from physnet.relaxation import Relaxation, relax
 from physnet.robustness import Robustness
 from physnet.schema import HardwareSchema, NoiseSchema
 from physnet.simulation import Simulation, simulate

@@ -20,10 +20,11 @@ from torch import Tensor
 from physnet.energy import Energy, catalogue
 from physnet.errors import DeclarationError, RelaxationError, RelaxationWarning
 from physnet.graph import EnergyGraph
+from physnet.integration import choose, integrators
 from physnet.integrators import fixed_point, newton
 from physnet.model import EnergyModel, compile_energy
 from physnet.problem import Problem
-from physnet.relaxation import Equilibrium, Relaxation, choose, integrators, relax
+from physnet.relaxation import Equilibrium, Relaxation, relax
 from physnet.stability import lowest_curvature
 
 pytestmark = pytest.mark.usefixtures("float64")

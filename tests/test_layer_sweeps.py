@@ -15,11 +15,12 @@ from torch.nn.functional import conv2d, max_pool2d
 
 from physnet.errors import DeclarationError, RelaxationError
 from physnet.graph import EnergyGraph
+from physnet.integration import choose, make_integrator
 from physnet.learning import EquilibriumPropagation, gradients
 from physnet.model import EnergyModel, compile_energy
 from physnet.nudging import nudge
 from physnet.predicted import InStates
-from physnet.relaxation import Equilibrium, Relaxation, choose, make_integrator, relax
+from physnet.relaxation import Equilibrium, Relaxation, relax
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*have not converged")
 State = Mapping[str, Tensor]

@@ -14,11 +14,12 @@ from physnet.checking import check_gradients, cosine
 from physnet.errors import RelaxationError
 from physnet.gdu import gradient_descending_updates
 from physnet.graph import EnergyGraph
+from physnet.integration import integrators
 from physnet.learning import EquilibriumPropagation, gradients
 from physnet.model import EnergyModel, compile_energy
 from physnet.nonfinite import explain_nonfinite
 from physnet.nudging import nudge
-from physnet.relaxation import Relaxation, integrators, relax
+from physnet.relaxation import Relaxation, relax
 from physnet.sweeping import parse_values
 from physnet.topologies import Sparse
 

@@ -24,10 +24,11 @@ from physnet.domains import CIRCLE, NAMED, parse_domain
 from physnet.energy import CATALOGUES, catalogue, load_energy
 from physnet.errors import DeclarationError
 from physnet.explaining import explain
+from physnet.integration import INTEGRATORS, choose
 from physnet.model import compile_energy
 from physnet.protocols import PROTOCOLS
 from physnet.registry import Registry
-from physnet.relaxation import INTEGRATORS, Relaxation, choose, relax
+from physnet.relaxation import Relaxation, relax
 from physnet.training import Trainer
 
 ROOT = Path(__file__).parent.parent

@@ -22,8 +22,9 @@ from physnet.convolved import PooledLink
 from physnet.lowering import Block
 from physnet.model import EnergyModel
 from physnet.nudging import nudge
+from physnet.precision import full_precision
 from physnet.problem import Problem, State
-from physnet.relaxation import Relaxation, full_precision, relax
+from physnet.relaxation import Relaxation, relax
 
 CHAINS = [
     ("conv2d(3, padding=1)", {"kernel_size": 2}),

@@ -41,8 +41,8 @@ def test_the_python_example_is_short_and_runs(capsys: pytest.CaptureFixture[str]
 
 def test_the_table_names_every_energy_of_the_catalogue() -> None:
     from physnet.energy import catalogue
+    from physnet.integration import integrators
     from physnet.protocols import PROTOCOLS
-    from physnet.relaxation import integrators
 
     for name in [*catalogue(), *PROTOCOLS, *integrators()]:
         assert f"`{name}`" in README
@@ -92,10 +92,10 @@ def test_what_contributing_shows_runs_as_one_script(tmp_path: Path) -> None:
     from physnet.data import DATA
     from physnet.domains import NAMED
     from physnet.energy import CATALOGUES
+    from physnet.integration import INTEGRATORS
     from physnet.methods import METHODS
     from physnet.protocols import PROTOCOLS
     from physnet.quantisers import QUANTISERS
-    from physnet.relaxation import INTEGRATORS
     from physnet.schedules import ANNEALINGS
 
     text = (ROOT / "CONTRIBUTING.md").read_text()

@@ -19,8 +19,10 @@ from torch import Tensor
 from physnet.energy import Energy
 from physnet.errors import DeclarationError, RelaxationError, RelaxationWarning, ShapeError
 from physnet.graph import EnergyGraph
+from physnet.integration import choose, integrators
 from physnet.model import EnergyModel, compile_energy
-from physnet.relaxation import Equilibrium, Relaxation, choose, full_precision, integrators, relax
+from physnet.precision import full_precision
+from physnet.relaxation import Equilibrium, Relaxation, relax
 
 pytestmark = pytest.mark.usefixtures("float64")
 

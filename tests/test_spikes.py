@@ -17,11 +17,12 @@ from torch import Tensor
 from physnet.errors import DeclarationError, RelaxationError
 from physnet.explaining import explain
 from physnet.graph import EnergyGraph
+from physnet.integration import make_integrator
 from physnet.learning import EquilibriumPropagation, gradients
 from physnet.model import EnergyModel, compile_energy
 from physnet.problem import Share
 from physnet.quantisers import parse_quantiser
-from physnet.relaxation import Relaxation, make_integrator, relax, run_nudged
+from physnet.relaxation import Relaxation, relax, run_nudged
 from physnet.schedules import OptimalAnnealing, parse_annealing, parse_schedule
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
