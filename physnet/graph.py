@@ -9,7 +9,6 @@ import hashlib
 import importlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, cast
 
 import networkx as nx
@@ -18,6 +17,7 @@ import sympy as sp
 import physnet.convolutions  # noqa: F401 (its connections have names then)
 from physnet.chains import parse_connection
 from physnet.connections import Connection, Shape
+from physnet.consistency import check
 from physnet.costs import Cost, Penalty, Regulariser, Target, make_cost, make_regulariser, penalties
 from physnet.domains import parse_domain
 from physnet.elements import (
@@ -31,12 +31,13 @@ from physnet.elements import (
     specialise,
     unused,
 )
-from physnet.energy import FORMAT, Energy, load_energy, parse_encoding, parse_message, parse_time_constant
-from physnet.errors import DeclarationError, Fault, ShapeError, located
-from physnet.expressions import names, write
+from physnet.energy import Energy, load_energy, parse_encoding, parse_message, parse_time_constant
+from physnet.errors import DeclarationError, Fault, located
+from physnet.expressions import names
 from physnet.parameters import ParameterSpec
-from physnet.periodic import aperiodic
-from physnet.sharing import tie_faults, ties
+from physnet.serialisation import plain
+from physnet.sharing import ties
+from physnet.tensors import declared_tensors
 from physnet.topologies import inside
 
 
@@ -270,33 +271,9 @@ class EnergyGraph:
 
     def tensors(self) -> dict[str, tuple[ParameterSpec, Shape, tuple[int, int]]]:
         """Every parameter tensor: `owner.parameter` -> (declaration, shape, (fan_in, fan_out)); tied ones once."""
-        return {name: entry for name, entry in self._all_tensors().items() if not entry[0].share}
+        return {name: entry for name, entry in declared_tensors(self).items() if not entry[0].share}
 
-    def _all_tensors(self) -> dict[str, tuple[ParameterSpec, Shape, tuple[int, int]]]:
-        result: dict[str, tuple[ParameterSpec, Shape, tuple[int, int]]] = {}
-        fan_in: dict[str, int] = {}
-        fan_out: dict[str, int] = {}
-        for edge in self.edges():
-            pre, post = self.node(edge.pre), self.node(edge.post)
-            fans = edge.connection.fans(pre.shape, post.shape)
-            fan_in[edge.post] = max(fans[0], fan_in.get(edge.post, 0))
-            fan_out[edge.pre] = max(fans[1], fan_out.get(edge.pre, 0))
-            for key, spec in edge.parameters.items():
-                shape = () if spec.shape == "scalar" else edge.connection.weight_shape(pre.shape, post.shape)
-                result[f"{edge.name}.{key}"] = spec, shape, fans
-        for node in self.nodes():
-            for key, spec in node.parameters.items():
-                shape = {"unit": node.shape, "channel": node.shape[:1], "scalar": ()}[spec.shape]
-                result[f"{node.name}.{key}"] = spec, shape, (fan_in.get(node.name, 1), fan_out.get(node.name, 1))
-        for name, cost in self.readouts().items():
-            assert cost.readout is not None
-            connection, pre, post = cost.readout.connection, self.node(cost.node).shape, cost.readout.shape
-            shapes = {"connection": connection.weight_shape(pre, post), "unit": post, "channel": post[:1], "scalar": ()}
-            for key, spec in cost.readout.parameters.items():
-                result[f"{name}.{key}"] = spec, shapes[spec.shape], connection.fans(pre, post)
-        return result
-
-    # ---------------------------------------------------------------- checking
+    # ---------------------------------------------------------------- checking and identity
 
     def validate(self) -> None:
         """Check the whole graph.
@@ -304,137 +281,11 @@ class EnergyGraph:
         Raises:
             DeclarationError: with everything that is wrong, each with its place and fix.
         """
-        faults: list[Fault] = []
-        shape_faults: list[Fault] = []
-        free = [node.name for node in self.nodes() if node.free]
-        if not free:
-            faults.append(Fault("the graph has no free node", "add a node with role state or output", ("nodes",)))
-        for edge in self.edges():
-            path = ("edges", f"{edge.pre} -> {edge.post}")
-            if not self.node(edge.pre).free and not self.node(edge.post).free:
-                faults.append(Fault("both ends of this edge are clamped, so it has no effect", "remove it", path))
-            try:
-                edge.connection.check(self.node(edge.pre).shape, self.node(edge.post).shape)
-            except DeclarationError as error:
-                shape_faults.extend(error.under(*path).faults)
-        faults.extend(self._target_faults())
-        faults.extend(aperiodic({node.name: node for node in self.nodes()}, self.edges(), self.costs))
-        faults.extend(self._prediction_faults())
-        for node in self.nodes():
-            terms = [node.term, *(c.term for c in self.costs if c.node == node.name and not c.external)]
-            used = {name for term in terms for name in names(term)} | ({"b"} if node.driven else set())
-            for key in sorted(set(node.parameters) - used):
-                faults.append(unused(key, used & set(node.parameters), ("nodes", node.name, "parameters", key)))
-        inputs = [node.name for node in self.nodes() if not node.free]
-        reached = {name for component in self._components() if component & set(inputs) for name in component}
-        for name in free:
-            if inputs and name not in reached:
-                faults.append(
-                    Fault(f"'{name}' isn't connected to any input", "add an edge that leads to it", ("nodes", name))
-                )
-        for error in self._parameter_errors(complete=not shape_faults):
-            (shape_faults if isinstance(error, ShapeError) else faults).extend(error.faults)
-        if shape_faults and not faults:
-            raise ShapeError(shape_faults)
-        if faults or shape_faults:
-            raise DeclarationError([*faults, *shape_faults])
-
-    def _parameter_errors(self, complete: bool) -> Iterator[DeclarationError]:
-        """What is wrong with ties and regularisers; shapes are only known where connections fit."""
-        places: dict[str, tuple[str | int, ...]] = {node.name: ("nodes", node.name) for node in self.nodes()}
-        places |= {edge.name: ("edges", f"{edge.pre} -> {edge.post}") for edge in self.edges()}
-        places |= {c.readout.name: ("costs", "cost", i) for i, c in enumerate(self.costs) if c.readout is not None}
-        specs = self.specs()
-        shapes = {name: shape for name, (_, shape, _) in self._all_tensors().items()} if complete else {}
-        at = {name: (*places[(parts := name.split("."))[0]], "parameters", parts[1]) for name in specs}
-        broken = list(tie_faults(specs, at, shapes))
-        yield from broken
-        try:
-            list(() if broken else self.penalties())
-        except DeclarationError as error:
-            yield error
-
-    def _target_faults(self) -> Iterator[Fault]:
-        shapes: dict[str, Shape] = {}
-        for number, cost in enumerate(self.costs):
-            path = ("costs", "cost", number, "target")
-            shape = self.node(cost.node).shape if cost.readout is None else cost.readout.shape
-            if cost.target in self.network and not self.node(cost.target).free:
-                yield Fault(f"the target '{cost.target}' is called like an input", "rename one of the two", path)
-            if cost.target in KEYWORDS - {"target"}:
-                yield Fault(f"a target can't be called '{cost.target}', an argument of relax", "rename it", path)
-            if shapes.setdefault(cost.target, shape) != shape:
-                both = f"{shapes[cost.target]} and {shape}"
-                message = f"the target '{cost.target}' belongs to states or readouts of shapes {both}"
-                yield Fault(message, "give each its own target", path)
-
-    def _prediction_faults(self) -> Iterator[Fault]:
-        """Drives that nothing adds to, and predictions that no energy asks for."""
-        predicted = {edge.post for edge in self.edges() if edge.predicts}
-        for node in self.nodes():
-            if node.free and node.driven and node.name not in predicted:
-                fix = f"add an edge that leads to '{node.name}', or give it a term without a"
-                yield Fault(f"no edge predicts '{node.name}', whose energy has a drive", fix, ("nodes", node.name))
-        for edge in self.edges():
-            path = ("edges", f"{edge.pre} -> {edge.post}")
-            if edge.predicts and edge.pre == edge.post:
-                yield Fault(f"'{edge.pre}' predicts itself", "turn it into a coupling, or remove it", path)
-            elif edge.predicts and not self.node(edge.post).driven:
-                fix = f"give '{edge.post}' a term in a, such as (x - relu(a))**2/2, or the edge a coupling"
-                yield Fault(f"the energy of '{edge.post}' has no drive that could be predicted", fix, path)
-
-    def _components(self) -> Iterator[set[str]]:
-        return (set(component) for component in nx.weakly_connected_components(self.network))
-
-    # ---------------------------------------------------------------- identity
+        check(self)
 
     def declaration(self) -> dict[str, Any]:
         """The whole graph as plain data, everything resolved: what YAML and digest are made of."""
-        return {
-            "physnet": FORMAT,
-            "name": self.name,
-            "energy": self.energy.declaration(),
-            "nodes": {node.name: self._node_declaration(node) for node in self.nodes()},
-            "edges": [self._edge_declaration(edge) for edge in self.edges()],
-            "costs": [item.declaration() for item in (*self.costs, *self.regularisers)],
-        }
-
-    def _node_declaration(self, node: Node) -> dict[str, Any]:
-        result: dict[str, Any] = {"shape": list(node.data_shape), "role": node.role}
-        if not node.free:
-            return result | {"encode": [write(item) for item in node.encode]}
-        result["domain"] = node.domain.declaration()
-        if node.tau != self.energy.tau:
-            result["tau"] = node.tau
-        if node.initial is not None:
-            result["initial"] = node.initial.init
-        if node.term != self.energy.term_for(node.role):
-            result["term"] = write(node.term)
-        changed = self._changed(node.parameters)
-        return result | ({"parameters": changed} if changed else {})
-
-    def _edge_declaration(self, edge: Edge) -> dict[str, Any]:
-        body: dict[str, Any] = {"via": edge.connection.declaration(), "name": edge.name}
-        if edge.message is not None:
-            body |= {"kind": "prediction", "message": write(edge.message)}
-        elif edge.term != self.energy.coupling:
-            body["term"] = write(edge.term)
-        changed = self._changed(edge.parameters)
-        if changed:
-            body["parameters"] = changed
-        return {f"{edge.pre} -> {edge.post}": body}
-
-    def _changed(self, parameters: Mapping[str, ParameterSpec]) -> dict[str, Any]:
-        """The parameters that differ from those of the graph's energy; a constraint that was lifted is named."""
-        changed: dict[str, Any] = {}
-        for key, spec in parameters.items():
-            base = self.energy.parameters.get(key)
-            if spec != base:
-                lifted = base is not None and base.constraint is not None and spec.constraint is None
-                if base is not None and spec.share and spec.constraint == base.constraint:
-                    spec, lifted = replace(spec, constraint=None), False
-                changed[key] = spec.declaration() | ({"constraint": "real"} if lifted else {})
-        return changed
+        return plain(self)
 
     @property
     def digest(self) -> str:
