@@ -19,9 +19,9 @@ from torch import Tensor
 
 from physnet.coding import Voice
 from physnet.listening import Listener
-from physnet.lowering import NodePlan, Source
 from physnet.messages import Channel
 from physnet.model import EnergyModel
+from physnet.plans import NodePlan, Source
 from physnet.spiking import Conversation
 
 

@@ -27,16 +27,8 @@ from physnet.connections import Linked, RealLink, Selecting
 from physnet.costcode import CostEmitter, headed, split
 from physnet.errors import DeclarationError, Fault
 from physnet.expressions import derivative, symbol
-from physnet.external import at_current_state
-from physnet.lowering import (
-    BETA,
-    A,
-    EdgePlan,
-    Field,
-    NodePlan,
-    Plan,
-    Source,
-)
+from physnet.external import BETA, at_current_state
+from physnet.plans import A, EdgePlan, Field, NodePlan, Plan, Source
 from physnet.printing import function_namespace, shown
 from physnet.reductions import REDUCTIONS
 from physnet.separation import POST, PRE, GradientOnly, Linear, Quadratic, Scalar, Sinusoid, Solver, X

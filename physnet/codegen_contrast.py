@@ -13,15 +13,8 @@ import sympy as sp
 from physnet.differences import Move, after, difference
 from physnet.displacements import Displacements
 from physnet.expressions import derivative, symbol, write
-from physnet.lowering import (
-    BETA,
-    A,
-    EdgePlan,
-    NodePlan,
-    Product,
-    contrast_products,
-    parameter_slope,
-)
+from physnet.external import BETA
+from physnet.plans import A, EdgePlan, NodePlan, Product, contrast_products, parameter_slope
 from physnet.predictions import ERROR, Prediction, prediction
 from physnet.printing import shown
 from physnet.separation import POST, PRE, X

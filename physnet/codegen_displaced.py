@@ -20,13 +20,8 @@ from physnet.costcode import split
 from physnet.differences import after, difference
 from physnet.displacements import FORCE, Displacements, changes, live_move, live_moves
 from physnet.expressions import derivative
-from physnet.external import at_current_state
-from physnet.lowering import (
-    BETA,
-    EdgePlan,
-    NodePlan,
-    Source,
-)
+from physnet.external import BETA, at_current_state
+from physnet.plans import EdgePlan, NodePlan, Source
 from physnet.separation import POST, PRE, GradientOnly, Linear, Quadratic, Scalar, Sinusoid, Solver, X
 from physnet.vocabulary import Names
 

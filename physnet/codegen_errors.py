@@ -12,7 +12,7 @@ from physnet.costcode import CostEmitter
 from physnet.expressions import derivative, write
 from physnet.external import BETA, at_current_state
 from physnet.layers import prediction_layers
-from physnet.lowering import NodePlan, Plan
+from physnet.plans import NodePlan, Plan
 from physnet.predictions import Prediction, prediction
 from physnet.printing import Lines
 from physnet.separation import X

@@ -25,7 +25,7 @@ from physnet.costcode import CostEmitter, headed
 from physnet.differences import Move, difference
 from physnet.expressions import clip, derivative, relu, symbol, write
 from physnet.layers import A, Layer, Layers
-from physnet.lowering import Source
+from physnet.plans import Source
 from physnet.printing import Lines
 from physnet.separation import X
 from physnet.vocabulary import Names

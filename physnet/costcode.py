@@ -12,7 +12,7 @@ from physnet.connections import Shape
 from physnet.costs import Penalty
 from physnet.expressions import derivative, symbol
 from physnet.external import HERE, External, Y
-from physnet.lowering import NodePlan, Plan
+from physnet.plans import NodePlan, Plan
 from physnet.printing import Lines
 from physnet.separation import X
 from physnet.vocabulary import Names, Vocabulary

@@ -12,7 +12,7 @@ from physnet.costs import Cost
 from physnet.explanation import Sum
 from physnet.expressions import derivative, parse, symbol
 from physnet.external import HERE, External, Y
-from physnet.lowering import NodePlan, Plan
+from physnet.plans import NodePlan, Plan
 from physnet.reductions import REDUCTIONS
 from physnet.separation import X
 

@@ -14,7 +14,7 @@ import sympy as sp
 
 from physnet.errors import DeclarationError, Fault
 from physnet.expressions import symbol
-from physnet.lowering import A, Field, NodePlan, Part, Plan, conditional
+from physnet.plans import A, Field, NodePlan, Part, Plan, conditional
 from physnet.separation import GradientOnly, Linear, classify
 
 Objection = Callable[[Plan, NodePlan], str | None]

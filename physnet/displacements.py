@@ -15,13 +15,7 @@ import sympy as sp
 from physnet.costcode import CostEmitter
 from physnet.differences import Move, Moves, difference
 from physnet.expressions import derivative
-from physnet.lowering import (
-    EdgePlan,
-    Field,
-    NodePlan,
-    Plan,
-    Source,
-)
+from physnet.plans import EdgePlan, Field, NodePlan, Plan, Source
 from physnet.printing import Lines
 from physnet.separation import POST, PRE, X
 from physnet.vocabulary import Names

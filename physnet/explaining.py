@@ -24,13 +24,13 @@ from physnet.domains import Domain, Interval, Partition
 from physnet.elements import Edge, Node
 from physnet.explanation import Case, Explanation, NodeEntry, ParameterEntry, Sum, Update
 from physnet.expressions import clip, derivative, symbol
-from physnet.external import at_current_state
+from physnet.external import BETA, at_current_state, target_symbol
 from physnet.graph import EnergyGraph
 from physnet.imagenotes import correlation, members
 from physnet.integration import choose
-from physnet.lowering import BETA, A, Block, NodePlan, Plan, conditional, parameter_slope, roles_of, target_symbol
 from physnet.model import EnergyModel, check_model
 from physnet.naming import Names, fresh, influence, pair, renamed, tidy, unit, whole
+from physnet.plans import A, Block, NodePlan, Plan, conditional, parameter_slope, roles_of
 from physnet.predictionnotes import bias_slope, drive, onward, weight_rule
 from physnet.predictionnotes import updates as in_errors
 from physnet.protocols import Protocol

@@ -23,9 +23,9 @@ from physnet.domains import REAL
 from physnet.equilibrium import Equilibrium
 from physnet.errors import DeclarationError
 from physnet.learning import Engine, Record
-from physnet.lowering import NodePlan, Part, Plan
 from physnet.maps import update
 from physnet.model import EnergyModel
+from physnet.plans import NodePlan, Part, Plan
 from physnet.precision import full_precision
 from physnet.problem import Problem
 from physnet.separation import Quadratic

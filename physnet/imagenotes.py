@@ -16,7 +16,7 @@ import sympy as sp
 from physnet.chains import Chain
 from physnet.connections import Connection
 from physnet.convolutions import Spatial
-from physnet.lowering import EdgePlan, contrast_products
+from physnet.plans import EdgePlan, contrast_products
 from physnet.separation import POST, PRE
 
 

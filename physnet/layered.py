@@ -11,7 +11,7 @@ from physnet.codegen_layers import generate_layers
 from physnet.equilibrium import Equilibrium
 from physnet.feedforward import FeedForward
 from physnet.layers import Layers, layers
-from physnet.lowering import Plan
+from physnet.plans import Plan
 from physnet.problem import Problem, State
 
 

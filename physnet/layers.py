@@ -22,7 +22,7 @@ from physnet.domains import REAL, Domain, Interval
 from physnet.elements import Node
 from physnet.errors import DeclarationError
 from physnet.expressions import clip, derivative, relu, symbol, write
-from physnet.lowering import A, NodePlan, Plan, Source
+from physnet.plans import A, NodePlan, Plan, Source
 from physnet.predictions import Prediction, prediction
 from physnet.separation import Quadratic, X
 

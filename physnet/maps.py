@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from physnet.lowering import Part
+from physnet.plans import Part
 from physnet.problem import Problem, State
 from physnet.separation import GradientOnly, Scalar
 

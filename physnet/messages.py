@@ -16,7 +16,7 @@ from typing import cast
 import sympy as sp
 
 from physnet.expressions import write
-from physnet.lowering import EdgePlan, Field, NodePlan, Plan, Source, conditional
+from physnet.plans import EdgePlan, Field, NodePlan, Plan, Source, conditional
 from physnet.separation import PRE, GradientOnly, Solver, X, classify
 from physnet.vocabulary import Vocabulary
 

@@ -22,8 +22,9 @@ from physnet.hardware import PERFECT, Chip
 from physnet.kept import written
 from physnet.layers import Layers, prediction_layers
 from physnet.layout import arranged
-from physnet.lowering import Plan, lower
+from physnet.lowering import lower
 from physnet.parameters import ParameterSpec
+from physnet.plans import Plan
 from physnet.printing import elementwise
 from physnet.problem import Problem, State
 from physnet.randomness import stream

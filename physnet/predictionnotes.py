@@ -20,8 +20,8 @@ from physnet.expressions import derivative, symbol
 from physnet.external import BETA, at_current_state
 from physnet.graph import EnergyGraph
 from physnet.imagenotes import correlate, members, through
-from physnet.lowering import A, NodePlan
 from physnet.naming import Names, influence, pair, renamed, tidy, unit, whole
+from physnet.plans import A, NodePlan
 from physnet.predictions import Prediction, prediction
 from physnet.separation import POST, PRE, X
 

@@ -15,7 +15,7 @@ import sympy as sp
 
 from physnet.elements import Node
 from physnet.expressions import write
-from physnet.lowering import A
+from physnet.plans import A
 from physnet.separation import X
 
 ERROR = sp.Symbol("error", real=True)

@@ -9,7 +9,7 @@ from sympy.printing.str import StrPrinter
 
 from physnet import functions, stable
 from physnet.expressions import symbol, write
-from physnet.lowering import BETA
+from physnet.external import BETA
 from physnet.separation import X
 
 EXACT = 2**53

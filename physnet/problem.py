@@ -18,7 +18,7 @@ from torch import Tensor
 from physnet.domains import Domain
 from physnet.errors import RelaxationError
 from physnet.layout import arranged, repeat
-from physnet.lowering import Block, Field, Part
+from physnet.plans import Block, Field, Part
 from physnet.separation import GradientOnly
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 import sympy as sp
 
 from physnet.expressions import derivative, symbol
-from physnet.external import HERE
-from physnet.lowering import BETA, EdgePlan, NodePlan, Plan, Source, target_symbol
+from physnet.external import BETA, HERE, target_symbol
+from physnet.plans import EdgePlan, NodePlan, Plan, Source
 from physnet.printing import TorchPrinter
 from physnet.separation import POST, PRE, X
 

@@ -19,9 +19,9 @@ from physnet.chains import parse_connection
 from physnet.checking import relative_error
 from physnet.connections import Shape
 from physnet.convolved import PooledLink
-from physnet.lowering import Block
 from physnet.model import EnergyModel
 from physnet.nudging import nudge
+from physnet.plans import Block
 from physnet.precision import full_precision
 from physnet.problem import Problem, State
 from physnet.relaxation import Relaxation, relax
