@@ -19,8 +19,9 @@ from torch.linalg import vector_norm as norm
 from physnet.layout import units
 from physnet.nudged import Nudged
 from physnet.predicted import InErrors, Passes, forward
-from physnet.problem import Problem, State, some_rows
+from physnet.problem import Problem, State
 from physnet.relaxation import Equilibrium, Integrator, StoppingRule, integrator
+from physnet.rows import some_rows
 
 TINY = 1e-30
 LEAST = 0.01

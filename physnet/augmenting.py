@@ -15,8 +15,8 @@ from physnet.arrays import DataSet
 from physnet.augmentations import find_augmentations
 from physnet.errors import DeclarationError, Fault, ShapeError, located
 from physnet.graph import EnergyGraph
-from physnet.problem import Share
 from physnet.randomness import stream
+from physnet.rows import Share
 
 
 class Augmenter:

@@ -17,7 +17,8 @@ from torch import Tensor
 from physnet.domains import Domain
 from physnet.layout import repeat
 from physnet.nudged import Ended, Nudged
-from physnet.problem import Problem, Repeated, State, laid_out, some_rows
+from physnet.problem import Problem, State, laid_out
+from physnet.rows import Repeated, some_rows
 from physnet.separation import GradientOnly
 
 

@@ -15,8 +15,9 @@ from typing import Any, TypeVar
 
 from physnet.equilibrium import Equilibrium
 from physnet.errors import DeclarationError, Fault, RelaxationError, did_you_mean
-from physnet.problem import Problem, Share, State
+from physnet.problem import Problem, State
 from physnet.registry import Registry, subclass_of
+from physnet.rows import Share
 from physnet.stopping import StoppingRule
 
 

@@ -19,7 +19,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from physnet.problem import Problem, Share, State
+from physnet.problem import Problem, State
+from physnet.rows import Share
 from physnet.vectors import Vector, Vectors
 
 ROUNDS = 12

@@ -24,11 +24,12 @@ from physnet.integration import Occasion, find_integrator
 from physnet.model import EnergyModel, check_model
 from physnet.nudged import Ended
 from physnet.precision import full_precision
-from physnet.problem import Problem, Share, State
+from physnet.problem import Problem, State
 from physnet.protocols import Protocol
 from physnet.randomness import stream
 from physnet.references import Reference, find_method, protocol_of
 from physnet.relaxation import Relaxation, initial_state, run, run_nudged
+from physnet.rows import Share
 
 
 @dataclass

@@ -23,7 +23,8 @@ from physnet.displaced import Around, around
 from physnet.domains import REAL, Domain
 from physnet.layout import repeat
 from physnet.nudged import Ended, Nudged
-from physnet.problem import Problem, State, some_rows
+from physnet.problem import Problem, State
+from physnet.rows import some_rows
 
 
 @dataclass(frozen=True)

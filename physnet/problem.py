@@ -7,9 +7,8 @@ An integrator sees `energy`, `force`, `project`, `blocks` and `minimise`, and ne
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import torch
@@ -17,8 +16,10 @@ from torch import Tensor
 
 from physnet.domains import Domain
 from physnet.errors import RelaxationError
-from physnet.layout import arranged, repeat
-from physnet.plans import Block, Field, Part
+from physnet.frames import frame_frequency, turning_fields
+from physnet.layout import arranged
+from physnet.plans import Block, Part
+from physnet.rows import Repeated, Share, some_rows
 from physnet.separation import GradientOnly
 
 if TYPE_CHECKING:
@@ -28,31 +29,6 @@ State = dict[str, Tensor]
 P = TypeVar("P", bound="Problem")
 FLAT = 1e-6
 """Curvatures below this one say nothing about how far a force would carry a unit."""
-
-
-@dataclass(frozen=True)
-class Share:
-    """The rows of a batch that one of several processes works on: every one whose number it meets when counting round.
-
-    Arguments:
-        total: rows of the whole batch.
-        rank: number of the process, from 0.
-        processes: how many there are.
-    """
-
-    total: int
-    rank: int
-    processes: int
-
-    @property
-    def count(self) -> int:
-        """How many rows are counted here; can be 0."""
-        return len(range(self.rank, self.total, self.processes))
-
-    @property
-    def rows(self) -> slice:
-        """Which rows these are; where there is none, the first one stands in, so that there is something to relax."""
-        return slice(self.rank, None, self.processes) if self.count else slice(0, 1)
 
 
 class Problem:
@@ -163,35 +139,12 @@ class Problem:
     def _fixed_fields(self) -> dict[str, dict[int, Tensor]]:
         seed = self.clamped or {"": self.like}
         fixed = {name: self.model.functions[f"fixed_{name}"](self.parameters, seed) for name in self.model.free}
-        plan = self.model.plan
-        for nodes in plan.rotations:
-            for name in nodes:
-                for field in (field for field in self._fields(name) if field.turns):
-                    shape = (1,) * (1 + len(self._shape(name)))
-                    fixed[name][field.index] = self._tau(name) * self._frame(nodes, fixed).view(shape)
+        for nodes in self.model.plan.rotations:
+            frequency = frame_frequency(self, nodes, fixed)
+            for name, field in turning_fields(self.model.plan, nodes):
+                shape = (1,) * (1 + len(self._shape(name)))
+                fixed[name][field.index] = self.model.plan.nodes[name].node.tau * frequency.view(shape)
         return fixed
-
-    def _tau(self, node: str) -> float:
-        return self.model.plan.nodes[node].node.tau
-
-    def _frame(self, nodes: tuple[str, ...], fixed: Mapping[str, Mapping[int, Tensor]]) -> Tensor:
-        """The frequency at which coupled oscillators turn together, a scalar:  sum of drives / sum of tau.
-
-        Couplings exert no force on all of them together, so that this is the force at any state.
-        """
-        still = {node: {**fixed[node]} for node in nodes}
-        for node in nodes:
-            still[node] |= {field.index: self.like.new_zeros(()) for field in self._fields(node) if field.turns}
-        drive, inertia = self.like.new_zeros((), dtype=torch.float64), 0.0
-        state = {**self.clamped, **self.zero()}
-        for node in nodes:
-            force = self.model.functions[f"force_{node}__free"](self.parameters, state, still, {}, 0.0)
-            drive = drive + force.expand_as(state[node])[0].double().sum()
-            inertia += self._tau(node) * state[node][0].numel()
-        return (drive / inertia).to(self.like.dtype)
-
-    def _fields(self, node: str) -> tuple[Field, ...]:
-        return self.model.plan.nodes[node].fields
 
     @cached_property
     def turning(self) -> dict[str, Tensor]:
@@ -199,9 +152,7 @@ class Problem:
         return {
             node: self.fixed[node][field.index][:1]
             for nodes in self.model.plan.rotations
-            for node in nodes
-            for field in self._fields(node)
-            if field.turns
+            for node, field in turning_fields(self.model.plan, nodes)
         }
 
     def in_frame(self, state: Mapping[str, Tensor]) -> Tensor | float:
@@ -305,7 +256,7 @@ class Problem:
         new: State = {}
         for part in block:
             node = part if isinstance(part, str) else part.node
-            moved, units = self._minimisers[node](state), None if isinstance(part, str) else self.units(part)
+            moved, units = self._minimisers(node)(state), None if isinstance(part, str) else self.units(part)
             new[node] = moved if units is None else torch.where(units, moved, state[node])
         return new
 
@@ -315,8 +266,9 @@ class Problem:
         return None if part.colour is None or colouring is None else colouring.mask(part.colour, self.like.device)
 
     @cached_property
-    def _minimisers(self) -> _ByNode:
-        return _ByNode(self._minimiser)
+    def _minimisers(self) -> Callable[[str], Callable[[Mapping[str, Tensor]], Tensor]]:
+        """Exact updates by node, prepared when they are first asked for, since not every node has one."""
+        return cache(self._minimiser)
 
     def _minimiser(self, name: str) -> Callable[[Mapping[str, Tensor]], Tensor]:
         if isinstance(self.solver(name), GradientOnly):
@@ -355,58 +307,11 @@ class Problem:
                 rate = torch.where(curvature > FLAT, curvature, 1.0).reciprocal()
                 target = domain.project(state[name] + rate * self.force(state, [name])[name])
             else:
-                target = self._minimisers[name](state)
+                target = self._minimisers(name)(state)
             steps[name] = domain.difference(target, state[name])
         return steps
-
-
-class _ByNode(dict[str, Callable[[Mapping[str, Tensor]], Tensor]]):
-    """Exact updates by node, prepared when they are first asked for, since not every node has one."""
-
-    def __init__(self, make: Callable[[str], Callable[[Mapping[str, Tensor]], Tensor]]) -> None:
-        super().__init__()
-        self.make = make
-
-    def __missing__(self, node: str) -> Callable[[Mapping[str, Tensor]], Tensor]:
-        self[node] = self.make(node)
-        return self[node]
 
 
 def laid_out(prepared: tuple[Any, ...]) -> tuple[Any, ...]:
     """What an exact update needs, with images laid out like states."""
     return tuple(arranged(value) if isinstance(value, Tensor) else value for value in prepared)
-
-
-K = TypeVar("K")
-
-
-class Repeated(Mapping[K, Tensor]):
-    """Tensors with the same rows for every phase, made when they are asked for: most never are.
-
-    Arguments:
-        once: the tensors of one phase.
-        phases: how many there are.
-        rows: if given, only tensors of so many rows are repeated; what all rows share stays.
-    """
-
-    def __init__(self, once: Mapping[K, Tensor], phases: int, rows: int | None = None) -> None:
-        self.once, self.phases, self.rows = once, phases, rows
-        self.made: dict[K, Tensor] = {}
-
-    def __getitem__(self, name: K) -> Tensor:
-        if name not in self.made:
-            value = self.once[name]
-            kept = self.rows is not None and value.shape[0] != self.rows
-            self.made[name] = value if kept else repeat(value, self.phases)
-        return self.made[name]
-
-    def __iter__(self) -> Iterator[K]:
-        return iter(self.once)
-
-    def __len__(self) -> int:
-        return len(self.once)
-
-
-def some_rows(tensors: Mapping[K, Tensor], rows: Tensor, count: int) -> dict[K, Tensor]:
-    """Some of the rows; what all rows share stays."""
-    return {name: value[rows] if value.shape[0] == count else value for name, value in tensors.items()}

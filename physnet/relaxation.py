@@ -22,8 +22,9 @@ from physnet.model import check_model
 from physnet.nudged import Nudged
 from physnet.nudging import nudge
 from physnet.precision import full_precision
-from physnet.problem import Problem, Share, State
+from physnet.problem import Problem, State
 from physnet.randomness import stream
+from physnet.rows import Share
 from physnet.stopping import StoppingRule, angles, drifting
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from physnet.errors import DataError, RelaxationError, TrainingError
 from physnet.learning import Engine
 from physnet.metrics import Tally, rank
 from physnet.nonfinite import all_finite, explain_nonfinite, nonfinite_parameter
-from physnet.problem import Share
+from physnet.rows import Share
 from physnet.samples import Samples
 from physnet.schema import TrainSchema
 

@@ -25,7 +25,7 @@ from physnet.data import DATA
 from physnet.declaration import parse_experiment
 from physnet.errors import DeclarationError, ShapeError
 from physnet.graph import EnergyGraph
-from physnet.problem import Share
+from physnet.rows import Share
 from physnet.training import Trainer
 
 ALL = ["flip", {"crop": {"padding": 2}}, {"rand_augment": {"operations": 3, "magnitude": 9}}]

@@ -31,9 +31,9 @@ from physnet.learning import EquilibriumPropagation, gradients
 from physnet.methods import METHODS
 from physnet.model import EnergyModel, compile_energy
 from physnet.mounting import mount
-from physnet.problem import Share
 from physnet.relaxation import Relaxation, relax
 from physnet.robustness import Robustness
+from physnet.rows import Share
 from physnet.schema import HardwareSchema, NoiseSchema
 from physnet.simulation import Simulation, simulate
 from physnet.sources import dump_yaml

@@ -20,9 +20,9 @@ from physnet.graph import EnergyGraph
 from physnet.integration import make_integrator
 from physnet.learning import EquilibriumPropagation, gradients
 from physnet.model import EnergyModel, compile_energy
-from physnet.problem import Share
 from physnet.quantisers import parse_quantiser
 from physnet.relaxation import Relaxation, relax, run_nudged
+from physnet.rows import Share
 from physnet.schedules import OptimalAnnealing, parse_annealing, parse_schedule
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))

@@ -16,9 +16,10 @@ from physnet.graph import EnergyGraph
 from physnet.learning import EquilibriumPropagation, gradients
 from physnet.metrics import measure
 from physnet.model import EnergyModel, compile_energy
-from physnet.problem import Problem, Share, State
+from physnet.problem import Problem, State
 from physnet.randomness import stream
 from physnet.relaxation import Relaxation, initial_state, relax
+from physnet.rows import Share
 from physnet.samples import Held
 from physnet.starts import MultiStart
 from physnet.training import Trainer, resume_run
