@@ -14,8 +14,8 @@ import numpy as np
 
 from physnet.connections import Shape
 from physnet.graph import EnergyGraph
-from physnet.simulation import Trajectory
 from physnet.topologies import Within
+from physnet.trajectory import Trajectory
 
 COLOURS = "twilight"
 PAIRS = 3000

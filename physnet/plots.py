@@ -23,8 +23,8 @@ from physnet.stopping import StoppingRule
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from physnet.simulation import Trajectory
     from physnet.training import Metrics
+    from physnet.trajectory import Trajectory
 
 FREE, NUDGED, TEST, VALIDATION = "#1b6ca8", "#c8553d", "#3a7d44", "#7d5ba6"
 ACROSS = 4

@@ -21,8 +21,8 @@ from physnet.terminal import File, Hardware, Set, changes, console, made_folder,
 if TYPE_CHECKING:
     from physnet.declaration import Experiment
     from physnet.model import EnergyModel
-    from physnet.simulation import Trajectory
     from physnet.sweeping import Run
+    from physnet.trajectory import Trajectory
 
 SHOWN = 12
 """Rows of a table of samples."""

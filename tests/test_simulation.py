@@ -24,8 +24,9 @@ from physnet.energy import Energy
 from physnet.errors import DeclarationError, RelaxationError, RelaxationWarning
 from physnet.graph import EnergyGraph
 from physnet.model import EnergyModel, compile_energy
+from physnet.motion import METHODS
 from physnet.relaxation import relax
-from physnet.simulation import METHODS, Simulation, simulate
+from physnet.simulation import Simulation, simulate
 from physnet.sources import dump_yaml
 
 
