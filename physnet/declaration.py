@@ -12,12 +12,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from physnet.edgelists import relative_to
 from physnet.elements import no_such_node
 from physnet.energy import Energy, energy_from_mapping, load_energy
 from physnet.errors import DeclarationError, Fault, ShapeError, collected, did_you_mean, located
 from physnet.graph import EnergyGraph
 from physnet.hardware import check_hardware
-from physnet.patterns import relative_to
 from physnet.reading import check_share, check_starts, choose_method, read_schema
 from physnet.references import check_learning
 from physnet.schema import (

@@ -20,8 +20,9 @@ import networkx as nx
 import numpy as np
 
 from physnet.connections import CONNECTIONS, Connection, Dense, Identity, Linked, Shape
+from physnet.edgelists import read_pattern
 from physnet.errors import DeclarationError, ShapeError
-from physnet.patterns import OnDevice, Pattern, read_pattern, refuse_loops
+from physnet.patterns import OnDevice, Pattern, refuse_loops
 
 if TYPE_CHECKING:
     import torch

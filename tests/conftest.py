@@ -16,8 +16,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 # symbolic ones, since beartype can't read annotations made of SymPy's classes
 CHECKED = (
     "augmenting branches connections contrast convolved displaced domains equilibrium functions gdu implicit "
-    "integration integrators kept learning maps model motion precision problem protocols randomness references relaxation "
-    "scalar simulation stable stopping trajectory unrolled"
+    "integration integrators kept learning maps model motion precision problem protocols randomness references "
+    "relaxation scalar simulation stable stopping trajectory unrolled"
 )
 install_import_hook([f"physnet.{name}" for name in CHECKED.split()], "typechecking.check")
 
