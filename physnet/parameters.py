@@ -165,50 +165,12 @@ class ParameterSpec:
             rows: draw as many such tensors, stacked along a first axis.
             direction: what `spectral(1)` is.
         """
-        import torch
+        from physnet.initialisers import Initialiser
 
-        from physnet import functions
-
-        full = shape if rows is None else (rows, *shape)
-        values = {"fan_in": float(max(fans[0], 1)), "fan_out": float(max(fans[1], 1)), **self.constants}
-
-        def evaluate(node: sp.Basic) -> Any:
-            if isinstance(node, sp.Symbol):
-                return float(values[str(node)])
-            if not node.args or (node.is_number and not node.has(sp.core.function.AppliedUndef)):
-                if isinstance(node, sp.core.function.AppliedUndef):
-                    filler = torch.zeros if node.func.__name__ == "zeros" else torch.ones
-                    return filler(full, dtype=torch.float64)
-                return float(node)  # pyright: ignore[reportArgumentType]
-            arguments = [evaluate(argument) for argument in node.args]
-            if isinstance(node, sp.core.function.AppliedUndef):
-                if node.func.__name__ == "spectral":
-                    if direction is None:
-                        fix = "give it to a parameter with shape: unit of a free node"
-                        raise DeclarationError(f"spectral has no meaning for {self.name}", fix)
-                    return arguments[0] * direction
-                first, second = arguments
-                if node.func.__name__ == "evenly":
-                    count = max(math.prod(shape), 1)
-                    return first + (second - first) * ((torch.arange(count).double() + 0.5) / count).view(shape)
-                if node.func.__name__ == "uniform":
-                    return first + (second - first) * torch.rand(full, generator=generator, dtype=torch.float64)
-                return first + second * torch.randn(full, generator=generator, dtype=torch.float64)
-            if isinstance(node, sp.Add):
-                return sum(arguments)
-            if isinstance(node, sp.Mul):
-                product: Any = 1.0
-                for argument in arguments:
-                    product = product * argument
-                return product
-            if isinstance(node, sp.Pow):
-                return arguments[0] ** arguments[1]
-            renamed = {"Abs": "magnitude", "Min": "minimum", "Max": "maximum"}
-            function = getattr(functions, renamed.get(type(node).__name__, type(node).__name__))
-            return function(*(torch.as_tensor(argument, dtype=torch.float64) for argument in arguments))
-
-        value = torch.as_tensor(evaluate(self.expression()), dtype=torch.float64).expand(full).clone()
-        if not bool(torch.isfinite(value).all()):
+        fan_in, fan_out = (float(max(fan, 1)) for fan in fans)
+        values = {"fan_in": fan_in, "fan_out": fan_out, **self.constants}
+        value = Initialiser(self.name, values, shape, rows, generator, direction).tensor(self.expression())
+        if not bool(value.isfinite().all()):
             raise DeclarationError(f"the initialiser {self.init} of {self.name} gives values that aren't finite")
         return value if self.constraint is None else self.constraint.project(value)
 

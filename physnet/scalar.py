@@ -13,6 +13,7 @@ from physnet.domains import Domain
 from physnet.errors import RelaxationError
 
 States = Num[Tensor, " rows *node"]
+Slopes = Callable[[Tensor], tuple[Tensor | float, Tensor | float]]
 MAX_ITERATIONS = 100
 ROUNDING = 1e-4
 """What part of a turn may be lost to rounding, of angles that have turned often."""
@@ -59,18 +60,16 @@ def angle(push: States, curvature: Tensor | float) -> States:
 
 def minimise(
     energy: Callable[[Tensor], Tensor] | None,
-    slopes: Callable[[Tensor], tuple[Tensor | float, Tensor | float]],
+    slopes: Slopes,
     start: States,
     domain: Domain,
 ) -> States:
     """The local minimum of E(x) that a descent from `start` leads to, for every element on its own.
 
-    Newton's method inside a bracket [a, b] with E'(a) <= 0 <= E'(b). Where the curvature is negative or a Newton step
-    is large, the step is one that grows; where a step leaves the bracket, it is a bisection, or lands on the bound of
-    the domain. Newton steps that don't shrink, as on the far slope of an exponential, give way to such steps too. A
-    unit whose energy would have risen stays; one that finds no minimum, or leaves the region in which its energy is
-    defined, becomes infinite or NaN. On a circle steps stay short, so that a unit finds the well in which it is; one
-    that meets no minimum within a turn, since its drive is stronger than what holds it, goes on turning (`_onward`).
+    Plain Newton steps where they will do (`_newton`), else Newton's method inside a bracket (`_bracketed`). A unit
+    whose energy would have risen stays; one that finds no minimum, or leaves the region in which its energy is defined,
+    becomes infinite or NaN. On a circle steps stay short, so that a unit finds the well in which it is; one that meets
+    no minimum within a turn, since its drive is stronger than what holds it, goes on turning (`_onward`).
 
     Arguments:
         energy: E(x), elementwise; `None` for a small displacement, which stays in its well.
@@ -85,9 +84,26 @@ def minimise(
     near = _newton(slopes, start, domain, tolerance, unit)
     if near is not None:
         return near if energy is None else _unless_risen(energy, start, near)
-    lo, hi = (start - domain.period, start + domain.period) if domain.period else domain.bounds(start)
-    a = torch.as_tensor(lo, dtype=start.dtype, device=start.device).expand_as(start)
-    b = torch.as_tensor(hi, dtype=start.dtype, device=start.device).expand_as(start)
+    x, steepest = _bracketed(slopes, start, domain, tolerance, unit)
+    if energy is None:
+        return x
+    if domain.period:
+        within = (x - start).abs() < (1 - ROUNDING) * domain.period
+        return torch.where(within, x, _onward(slopes, start, steepest))
+    return _unless_risen(energy, start, x)
+
+
+def _bracketed(slopes: Slopes, start: States, domain: Domain, tolerance: float, unit: float) -> tuple[States, Tensor]:
+    """Newton's method inside a bracket [a, b] with E'(a) <= 0 <= E'(b).
+
+    Where the curvature is negative or a Newton step is large, the step is one that grows; where a step leaves the
+    bracket, it is a bisection, or lands on the bound of the domain. Newton steps that don't shrink, as on the far slope
+    of an exponential, give way to such steps too.
+
+    Returns:
+        x, and on a circle the largest curvature met.
+    """
+    a, b = _ends(start, domain)
     x, reach = start, torch.full_like(start, 0.5)
     end = change = steepest = torch.zeros_like(start)
     a_seen, b_seen = (torch.zeros_like(start, dtype=torch.bool) for _ in range(2))
@@ -117,12 +133,14 @@ def minimise(
     else:
         # still running towards an end that isn't there
         x = torch.where(torch.isinf(end) & (change > tolerance * (unit + x.abs())), end, x)
-    if energy is None:
-        return x
-    if domain.period:
-        within = (x - start).abs() < (1 - ROUNDING) * domain.period
-        return torch.where(within, x, _onward(slopes, start, steepest))
-    return _unless_risen(energy, start, x)
+    return x, steepest
+
+
+def _ends(start: States, domain: Domain) -> tuple[Tensor, Tensor]:
+    """Where a unit can be: within its domain, and on a circle within a turn."""
+    lo, hi = (start - domain.period, start + domain.period) if domain.period else domain.bounds(start)
+    a, b = (torch.as_tensor(bound, dtype=start.dtype, device=start.device).expand_as(start) for bound in (lo, hi))
+    return a, b
 
 
 def _unless_risen(energy: Callable[[Tensor], Tensor], start: States, x: States) -> States:
@@ -135,7 +153,7 @@ def _unless_risen(energy: Callable[[Tensor], Tensor], start: States, x: States) 
 
 
 def _newton(
-    slopes: Callable[[Tensor], tuple[Tensor | float, Tensor | float]],
+    slopes: Slopes,
     start: States,
     domain: Domain,
     tolerance: float,
@@ -180,16 +198,14 @@ def _inside(x: States, start: States, domain: Domain) -> bool:
     return bool(((x >= lo) & (x <= hi)).all())
 
 
-def _onward(
-    slopes: Callable[[Tensor], tuple[Tensor | float, Tensor | float]], start: States, steepest: Tensor
-) -> States:
+def _onward(slopes: Slopes, start: States, steepest: Tensor) -> States:
     """A step of a unit that nothing holds: as a force that grows by the largest curvature would make it, and at most a
     quarter turn. All the way the energy falls, and the step is as short as the unit is nearly held."""
     slope, _ = slopes(start)
     return start - (slope / steepest.clamp_min(torch.finfo(start.dtype).tiny)).clamp(-math.pi / 2, math.pi / 2)
 
 
-def _stationary(slopes: Callable[[Tensor], tuple[Tensor | float, Tensor | float]], start: States) -> States:
+def _stationary(slopes: Slopes, start: States) -> States:
     """The complex x near `start` with E'(x) = 0: Newton's method, since a complex energy has no minimum."""
     x = start
     tolerance = 16 * torch.finfo(start.dtype).eps
