@@ -7,9 +7,12 @@ the means and deviations of ImageNet's channels, unless others are given. Images
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -28,57 +31,7 @@ CLASSES = 1000
 """Classes of ImageNet."""
 
 
-def imagefolder(
-    folder: str,
-    size: int = 224,
-    resize: int | None = None,
-    normalise: Any = True,
-    limit: int | None = None,
-    augment: bool = True,
-    tolerance: float = 0.01,
-) -> DataSet:
-    """Photographs of your own, in train/<class>/ and val/<class>/; read and decoded when they are needed."""
-    options = Options("imagefolder", size, resize, normalise, limit, augment, tolerance)
-    return options.data(*_folders(find_folder("imagefolder", folder, "folders train and val")))
-
-
-def imageshards(
-    folder: str,
-    train: str = "train-*.tar",
-    val: str = "val-*.tar",
-    size: int = 224,
-    resize: int | None = None,
-    normalise: Any = True,
-    limit: int | None = None,
-    augment: bool = True,
-    tolerance: float = 0.01,
-) -> DataSet:
-    """Photographs in tar archives as WebDataset writes them, <key>.jpg beside <key>.cls; read when they are needed."""
-    options = Options("imageshards", size, resize, normalise, limit, augment, tolerance)
-    where = find_folder("imageshards", folder, f"archives {train} and {val}")
-    return options.data(Shards(where, train), Shards(where, val))
-
-
-def imagenet(
-    folder: str | None = None,
-    size: int = 224,
-    resize: int | None = None,
-    normalise: Any = True,
-    limit: int | None = None,
-    augment: bool = True,
-    tolerance: float = 0.01,
-) -> DataSet:
-    """1,281,167 + 50,000 photographs of 1,000 classes, [3, 224, 224]; folders as imagefolder, or imageshards."""
-    options = Options("imagenet", size, resize, normalise, limit, augment, tolerance)
-    where = find_folder("imagenet", folder, "folders train and val, or archives train-*.tar and val-*.tar")
-    shards = not (where / "train").is_dir() and any(where.glob("train-*.tar"))
-    train, test = (Shards(where, "train-*.tar"), Shards(where, "val-*.tar")) if shards else _folders(where)
-    found = len(np.unique(train.labels))
-    if found != CLASSES:
-        raise DataError(f"{where}: {found} classes instead of {CLASSES}; add the rest, or write data: imagefolder")
-    return options.data(train, test)
-
-
+@dataclass
 class Options:
     """What all sets of photographs may be told.
 
@@ -95,25 +48,28 @@ class Options:
         DeclarationError: for options out of range.
     """
 
-    def __init__(
-        self, name: str, size: Any, resize: Any, normalise: Any, limit: Any, augment: Any, tolerance: Any
-    ) -> None:
-        self.name = name
-        self.size = require_whole(name, "size", size, 1, 2**14)
-        shorter = round(self.size * 8 / 7) if resize is None else resize
-        self.resize = require_whole(name, "resize", shorter, self.size, 2**15)
-        self.limit = None if limit is None else require_whole(name, "limit", limit, 1, 2**62)
-        self.scale = channel_scale(name, normalise)
-        if not isinstance(augment, bool):
-            raise DeclarationError(Fault(f"augment is {augment!r}", "write true or false", (name, "augment")))
-        share = isinstance(tolerance, int | float) and not isinstance(tolerance, bool) and 0 <= tolerance < 1
-        if not share:
-            message, fix = (
-                f"tolerance is {tolerance!r}",
-                "give a share of images, such as 0.01",
-            )
-            raise DeclarationError(Fault(message, fix, (name, "tolerance")))
-        self.augment, self.tolerance = augment, float(tolerance)
+    name: str
+    size: int = 224
+    resize: int | None = None
+    normalise: Any = True
+    limit: int | None = None
+    augment: bool = True
+    tolerance: float = 0.01
+
+    def __post_init__(self) -> None:
+        require_whole(self.name, "size", self.size, 1, 2**14)
+        self.shorter = round(self.size * 8 / 7) if self.resize is None else self.resize
+        require_whole(self.name, "resize", self.shorter, self.size, 2**15)
+        if self.limit is not None:
+            require_whole(self.name, "limit", self.limit, 1, 2**62)
+        self.scale = channel_scale(self.name, self.normalise)
+        if not isinstance(self.augment, bool):
+            fault = Fault(f"augment is {self.augment!r}", "write true or false", (self.name, "augment"))
+            raise DeclarationError(fault)
+        share = isinstance(self.tolerance, int | float) and not isinstance(self.tolerance, bool)
+        if not (share and 0 <= self.tolerance < 1):
+            message, fix = f"tolerance is {self.tolerance!r}", "give a share of images, such as 0.01"
+            raise DeclarationError(Fault(message, fix, (self.name, "tolerance")))
 
     def data(self, train: Files, test: Files) -> DataSet:
         """The data set of these files."""
@@ -121,14 +77,54 @@ class Options:
         rows = np.arange(len(train.labels))
         if self.limit is not None and self.limit < len(rows):
             rows = rows[np.arange(self.limit) * len(rows) // self.limit]
-        learned = Decoder(self.size, self.resize, self.augment)
-        shown = Decoder(self.size, self.resize)
+        learned = Decoder(self.size, self.shorter, self.augment)
+        shown = Decoder(self.size, self.shorter)
         return DataSet(
             self.name,
-            Streamed(train, learned, self.scale, self.tolerance, rows),
-            Streamed(test, shown, self.scale, self.tolerance, np.arange(len(test.labels)), training=False),
+            Streamed(train, learned, self.scale, float(self.tolerance), rows),
+            Streamed(test, shown, self.scale, float(self.tolerance), np.arange(len(test.labels)), training=False),
             {} if self.scale is None else {"x": self.scale},
         )
+
+
+def _with_options(read: Callable[..., DataSet]) -> Callable[..., DataSet]:
+    """A data set whose function takes `Options` first, as one that takes them one by one after its own arguments."""
+    (_, *own), (_, *shared) = (inspect.signature(made).parameters.values() for made in (read, Options))
+    whole = inspect.signature(read).replace(parameters=[*own, *shared])
+
+    @wraps(read)
+    def made(*arguments: Any, **given: Any) -> DataSet:
+        found = whole.bind(*arguments, **given).arguments
+        options = {option.name: found.pop(option.name) for option in shared if option.name in found}
+        return read(Options(read.__name__, **options), **found)
+
+    made.__signature__ = whole  # pyright: ignore[reportAttributeAccessIssue]
+    return made
+
+
+@_with_options
+def imagefolder(options: Options, folder: str) -> DataSet:
+    """Photographs of your own, in train/<class>/ and val/<class>/; read and decoded when they are needed."""
+    return options.data(*_folders(find_folder("imagefolder", folder, "folders train and val")))
+
+
+@_with_options
+def imageshards(options: Options, folder: str, train: str = "train-*.tar", val: str = "val-*.tar") -> DataSet:
+    """Photographs in tar archives as WebDataset writes them, <key>.jpg beside <key>.cls; read when they are needed."""
+    where = find_folder("imageshards", folder, f"archives {train} and {val}")
+    return options.data(Shards(where, train), Shards(where, val))
+
+
+@_with_options
+def imagenet(options: Options, folder: str | None = None) -> DataSet:
+    """1,281,167 + 50,000 photographs of 1,000 classes, [3, 224, 224]; folders as imagefolder, or imageshards."""
+    where = find_folder("imagenet", folder, "folders train and val, or archives train-*.tar and val-*.tar")
+    shards = not (where / "train").is_dir() and any(where.glob("train-*.tar"))
+    train, test = (Shards(where, "train-*.tar"), Shards(where, "val-*.tar")) if shards else _folders(where)
+    found = len(np.unique(train.labels))
+    if found != CLASSES:
+        raise DataError(f"{where}: {found} classes instead of {CLASSES}; add the rest, or write data: imagefolder")
+    return options.data(train, test)
 
 
 def require_whole(name: str, option: str, value: Any, low: int, high: int) -> int:
