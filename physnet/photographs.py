@@ -89,7 +89,7 @@ class Options:
 
 def _with_options(read: Callable[..., DataSet]) -> Callable[..., DataSet]:
     """A data set whose function takes `Options` first, as one that takes them one by one after its own arguments."""
-    (_, *own), (_, *shared) = (inspect.signature(made).parameters.values() for made in (read, Options))
+    (_, *own), (_, *shared) = (inspect.signature(call).parameters.values() for call in (read, Options))
     whole = inspect.signature(read).replace(parameters=[*own, *shared])
 
     @wraps(read)

@@ -15,7 +15,7 @@ from physnet.errors import DeclarationError, Fault, did_you_mean, located
 from physnet.graph import EnergyGraph
 from physnet.parameters import RANDOM
 from physnet.references import find_learning
-from physnet.schema import ExperimentSchema, LearnSchema, TrainSchema, keys_at
+from physnet.schema import ExperimentSchema, LearnSchema, TrainSchema, keys_at, places_of
 from physnet.sources import Source
 
 
@@ -46,11 +46,18 @@ def _translate(error: Any) -> Fault:
     path = tuple(error["loc"])
     kind, key = error["type"], str(path[-1]) if path else ""
     if kind == "extra_forbidden":
-        known = keys_at(path[:-1])
-        return Fault(f"unknown key '{key}'", did_you_mean(key, known), path, at_key=True)
+        return Fault(f"unknown key '{key}'", _closest(key, path[:-1]), path, at_key=True)
     if kind == "missing":
         return Fault(f"the key '{key}' is missing", f"add {key}:", path[:-1])
     return Fault(f"{error['msg'][0].lower()}{error['msg'][1:]}, found {error['input']!r}", "", path)
+
+
+def _closest(key: str, parents: tuple[str | int, ...]) -> str:
+    """A fix for an unknown key: at the top the only place further in where it stands, elsewhere one spelt like it."""
+    match [] if parents else places_of(key):
+        case [place] if "*" not in place:
+            return f"did you mean {place}?"
+    return did_you_mean(key, keys_at(parents))
 
 
 def choose_method(source: Source, changes: Mapping[str, Any] | None = None) -> Source:

@@ -5,7 +5,7 @@ What the values mean is decided where they are used; this is also what editors c
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
@@ -243,15 +243,28 @@ class ExperimentSchema(_Strict):
 
 def keys_at(path: tuple[str | int, ...]) -> list[str]:
     """The keys that the schema knows at a path."""
-    schema: Any = ExperimentSchema
+    schema: type[BaseModel] | None = ExperimentSchema
     for key in path:
-        if isinstance(schema, type) and issubclass(schema, BaseModel):
-            if key not in schema.model_fields:
-                continue
-            annotation = schema.model_fields[str(key)].annotation
-            inner = [a for a in getattr(annotation, "__args__", ()) if isinstance(a, type) and issubclass(a, BaseModel)]
-            schema = inner[0] if inner else annotation
-    return list(schema.model_fields) if isinstance(schema, type) and issubclass(schema, BaseModel) else []
+        if schema is not None and key in schema.model_fields:
+            schema = _model_in(schema.model_fields[str(key)].annotation)
+    return [] if schema is None else list(schema.model_fields)
+
+
+def places_of(key: str, schema: type[BaseModel] = ExperimentSchema) -> list[str]:
+    """Where a key stands in an experiment, by dotted path; `*` is the name of a node, or the number of a cost."""
+    places = [key] if key in schema.model_fields else []
+    for name, field in schema.model_fields.items():
+        inner = _model_in(field.annotation)
+        if inner is not None:
+            items = ".*" if get_origin(field.annotation) in (dict, list) else ""
+            places += [f"{name}{items}.{place}" for place in places_of(key, inner)]
+    return places
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """The schema of a value, or of its items."""
+    found = (item for item in (annotation, *get_args(annotation)) if isinstance(item, type))
+    return next((item for item in found if issubclass(item, BaseModel)), None)
 
 
 def json_schema() -> dict[str, Any]:

@@ -232,6 +232,27 @@ def test_changes_on_the_command_line_reach_the_experiment(tmp_path: Path) -> Non
     assert experiment.graph.node("hidden").shape == (7,)
 
 
+@pytest.mark.parametrize(
+    ("key", "fix"),
+    [
+        ("seed", "did you mean train.seed?"),
+        ("strength", "did you mean hardware.noise.strength?"),
+        ("tolerance", "known: "),  # of the free phase, or of nudged ones
+        ("shape", "known: "),  # of which node?
+        ("nmae", "did you mean name?"),
+    ],
+)
+def test_a_key_at_the_top_that_stands_in_one_section_is_found_there(tmp_path: Path, key: str, fix: str) -> None:
+    path = tmp_path / "small.yaml"
+    path.write_text(GOOD)
+    for read in (lambda: load_experiment(path, {key: "3"}), lambda: parse_experiment(f"{GOOD}{key}: 3\n")):
+        with pytest.raises(DeclarationError) as caught:
+            read()
+        (fault,) = caught.value.faults
+        assert fault.message == f"unknown key '{key}'"
+        assert fault.fix.startswith(fix)
+
+
 def test_the_committed_schema_is_current() -> None:
     assert json.loads((ROOT / "docs" / "experiment.schema.json").read_text()) == json_schema()
 
