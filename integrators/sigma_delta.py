@@ -117,7 +117,9 @@ class SigmaDelta(Integrator):
             problem.passed = memory
         residual = rule.residual(states)
         sweeps = torch.full((problem.rows,), steps, dtype=torch.long, device=problem.like.device)
-        return Equilibrium(states, residual, sweeps, torch.isfinite(residual), self.name, problem)
+        finite = torch.isfinite(residual)
+        residual = residual.clamp(max=1.0)  # silent units that are about to speak have no size to compare a step with
+        return Equilibrium(states, residual, sweeps, finite, self.name, problem)
 
     def _step(self, talk: Conversation, left: int, held: State) -> None:
         """One step of all nodes at once, but of those that are held."""
