@@ -23,7 +23,7 @@ from physnet.continued import Continued
 from physnet.domains import REAL
 from physnet.layout import arranged, repeat
 from physnet.listening import listeners
-from physnet.lowering import Plan
+from physnet.plans import Plan
 from physnet.messages import Channel, Hearing, MessagePlan, message_plan
 from physnet.model import EnergyModel
 from physnet.problem import FLAT, Problem, Share, State, laid_out
