@@ -23,9 +23,9 @@ from physnet.continued import Continued
 from physnet.domains import REAL
 from physnet.layout import arranged, repeat
 from physnet.listening import listeners
-from physnet.plans import Plan
 from physnet.messages import Channel, Hearing, MessagePlan, message_plan
 from physnet.model import EnergyModel
+from physnet.plans import Plan
 from physnet.problem import FLAT, Problem, Share, State, laid_out
 from physnet.randomness import stream
 from physnet.separation import GradientOnly, Quadratic
