@@ -209,11 +209,16 @@ def test_clipping_bounds_the_whole_gradient() -> None:
 # --------------------------------------------------------------------------- signals
 
 
+def in_the_foreground() -> None:
+    """Hear SIGINT, even where the tests run in the background of a shell, which ignores it and passes that on."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start(*arguments: str) -> subprocess.Popen[str]:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "physnet.cli", "train", *arguments]
+    command, pipe = [sys.executable, "-m", "physnet.cli", "train", *arguments], subprocess.PIPE
     return subprocess.Popen(
-        command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        command, cwd=ROOT, env=environment, text=True, stdout=pipe, stderr=pipe, preexec_fn=in_the_foreground
     )
 
 
@@ -294,7 +299,9 @@ with stopping_on_signals(lambda: print("stopping", flush=True)):
     print("ready", flush=True)
     time.sleep(100)
 """
-    process = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, text=True, stdout=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=ROOT, text=True, stdout=subprocess.PIPE, preexec_fn=in_the_foreground
+    )
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGINT)
