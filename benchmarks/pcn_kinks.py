@@ -16,13 +16,13 @@ from dataclasses import replace
 
 import torch
 from cases import CASES, Case
-from judging import Batch, equilibrium_reference, judge
-from run import Step
+from judging import equilibrium_reference, judge
+from run import trained
 
-from physnet import EnergyModel, Relaxation, compile_energy, gradients
+from physnet import Relaxation, gradients
 
 
-def rate(order: str, rate: float, sweeps: int) -> Relaxation:
+def in_turn(order: str, rate: float, sweeps: int) -> Relaxation:
     """Gradient steps of one layer after the other."""
     options = {"order": order, "rule": "gradient", "rate": rate}
     return Relaxation("layer_sweeps", options=options, tolerance=1e-9, max_sweeps=sweeps)
@@ -30,26 +30,16 @@ def rate(order: str, rate: float, sweeps: int) -> Relaxation:
 
 REFERENCES = {
     "errors": Relaxation(tolerance=1e-9, max_sweeps=60),
-    "forward, rate .2": rate("forward", 0.2, 100),
-    "forward, rate .1": rate("forward", 0.1, 150),
-    "backward, rate .1": rate("backward", 0.1, 150),
+    "forward, rate .2": in_turn("forward", 0.2, 100),
+    "forward, rate .1": in_turn("forward", 0.1, 150),
+    "backward, rate .1": in_turn("backward", 0.1, 150),
 }
-
-
-def trained(case: Case) -> tuple[EnergyModel, Batch]:
-    """The network after the training of the case, and the batch that is measured."""
-    x, y, _ = case.samples()
-    model = compile_energy(case.graph(), seed=1)
-    step = Step(case, model)
-    for number in range(case.training):
-        index = torch.arange(number * case.batch, (number + 1) * case.batch) % len(x)
-        step(case.batches(x[index], y[index]))
-    return model, case.batches(x[-case.batch :], y[-case.batch :])
 
 
 def show(case: Case) -> None:
     """Print the cosines of a case."""
-    model, batch = trained(case)
+    step, batch, _ = trained(case)
+    model = step.model
     found = {
         name: equilibrium_reference(model, case.beta, batch, Relaxation(), nudged, protocol=case.protocol)
         for name, nudged in REFERENCES.items()

@@ -84,15 +84,19 @@ class Step:
 
 def measure(case: Case) -> Result:
     """Train for a while, then judge the gradient of a step and time it."""
+    step, shown, data = trained(case)
+    result = judged(step, shown, data)
+    return timed_against_backprop(step, shown, result)
+
+
+def trained(case: Case) -> tuple[Step, dict[str, Tensor], str]:
+    """A step of the network after the training of the case, the batch that is measured, and what the data are."""
     x, y, data = case.samples()
-    model = compile_energy(case.graph(), seed=1)
-    step, batch = Step(case, model), case.batch
+    step, batch = Step(case, compile_energy(case.graph(), seed=1)), case.batch
     for number in range(case.training):
         index = torch.arange(number * batch, (number + 1) * batch) % len(x)
         step(case.batches(x[index], y[index]))
-    shown = case.batches(x[-batch:], y[-batch:])
-    result = judged(step, shown, data)
-    return timed_against_backprop(step, shown, result)
+    return step, case.batches(x[-batch:], y[-batch:]), data
 
 
 def judged(step: Step, batch: dict[str, Tensor], data: str) -> Result:

@@ -131,6 +131,9 @@ FUNCTIONS: dict[str, tuple[int | None, Callable[..., Any]]] = {
 }
 """The functions of the language: name -> (number of arguments or None for two and more, SymPy constructor)."""
 
+ON_TENSORS = {"Abs": "magnitude", "Min": "minimum", "Max": "maximum"}
+"""SymPy's functions that `physnet.functions` calls otherwise."""
+
 CONSTANTS = {"pi": sp.pi}
 RESERVED = frozenset({"x", "y", "a", "pre", "post", "t", "pi"})
 """Names with a meaning of their own; every other symbol of an expression is a parameter."""

@@ -14,9 +14,7 @@ from torch import Tensor
 
 from physnet import functions
 from physnet.errors import DeclarationError
-
-RENAMED = {"Abs": "magnitude", "Min": "minimum", "Max": "maximum"}
-"""SymPy's functions that torch calls otherwise."""
+from physnet.expressions import ON_TENSORS
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ class Initialiser:
             return math.prod(arguments, start=1.0)
         if isinstance(node, sp.Pow):
             return arguments[0] ** arguments[1]
-        function = getattr(functions, RENAMED.get(type(node).__name__, type(node).__name__))
+        function = getattr(functions, ON_TENSORS.get(type(node).__name__, type(node).__name__))
         return function(*(torch.as_tensor(argument, dtype=torch.float64) for argument in arguments))
 
     def _drawn(self, draw: str, arguments: list[Any]) -> Tensor:

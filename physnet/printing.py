@@ -8,13 +8,12 @@ import sympy as sp
 from sympy.printing.str import StrPrinter
 
 from physnet import functions, stable
-from physnet.expressions import symbol, write
+from physnet.expressions import ON_TENSORS, symbol, write
 from physnet.external import BETA
 from physnet.separation import X
 
 EXACT = 2**53
 """Whole numbers below it are exact in float64; decimals of many digits make larger ones over common denominators."""
-_FUNCTION_NAMES = {"Abs": "magnitude", "Min": "minimum", "Max": "maximum"}
 
 
 class TorchPrinter(StrPrinter):
@@ -40,7 +39,7 @@ class TorchPrinter(StrPrinter):
 
     def _print_Function(self, expr: Any) -> str:
         name = type(expr).__name__
-        return f"{_FUNCTION_NAMES.get(name, name)}({', '.join(map(self._print, expr.args))})"
+        return f"{ON_TENSORS.get(name, name)}({', '.join(map(self._print, expr.args))})"
 
     def _print_Wide(self, expr: Any) -> str:
         function, *pairs = expr.args

@@ -164,8 +164,8 @@ def _newton(
     Close to equilibrium they nearly always do, and cost a quarter of steps inside a bracket. Each step has to meet a
     positive curvature and to be at most half as long as the last one, so that none leads past a point seen before, or
     too short to leave its well. A unit has arrived when a step that is shorter than the last one by the same factor
-    again would be lost in rounding. On a circle, whose wells have a known size, a unit whose Newton step won't do
-    strides downhill instead, and begins anew.
+    again would be lost in rounding. On a circle, whose wells have a known size, a step may be as long as two strides,
+    whatever the last one was, and a unit whose Newton step won't do strides downhill instead.
     """
     x, longest, short = start, torch.ones_like(start), tolerance**0.5
     strides = bool(domain.period) and unit > 0
