@@ -129,7 +129,7 @@ class SigmaDelta(Integrator):
         for node, (domain, goal) in talk.goals.items():
             if node in held:
                 continue
-            old, target = memory.states[node], goal()
+            old, target = memory.states[node], goal(talk)
             if remembers:
                 if node not in memory.annealing:
                     memory.annealing[node] = [torch.zeros_like(old) for _ in range(remembers)]

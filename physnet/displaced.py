@@ -7,7 +7,7 @@ can't tell the difference. A unit that a protocol clamps is one whose domain is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from physnet.domains import Domain
 from physnet.layout import repeat
 from physnet.nudged import Ended, Nudged
-from physnet.problem import Problem, State, laid_out
+from physnet.problem import Minimiser, Problem, State, laid_out
 from physnet.rows import Repeated, some_rows
 from physnet.separation import GradientOnly
 
@@ -160,9 +160,9 @@ class Displaced(Nudged):
     def curvature(self, state: Mapping[str, Tensor], node: str) -> Tensor:
         return super().curvature(self.states(state), node)
 
-    def _minimiser(self, name: str) -> Callable[[Mapping[str, Tensor]], Tensor]:
+    def _minimiser(self, name: str) -> Minimiser:
         if isinstance(self.solver(name), GradientOnly):
-            return lambda state: self.refuse_gradient_only(name)
+            self.refuse_gradient_only(name)
         functions, phase = self.model.functions, self._phase(name)
         parameters, origin, around, fixed = self.parameters, self.origin, self.around[name], self.fixed
         targets, beta, weights = self.targets, self.beta_for(name), self.weights

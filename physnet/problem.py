@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cache, cached_property
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import torch
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from physnet.model import EnergyModel
 
 State = dict[str, Tensor]
+Minimiser = Callable[[Mapping[str, Tensor]], Tensor]
 P = TypeVar("P", bound="Problem")
 FLAT = 1e-6
 """Curvatures below this one say nothing about how far a force would carry a unit."""
@@ -256,7 +257,7 @@ class Problem:
         new: State = {}
         for part in block:
             node = part if isinstance(part, str) else part.node
-            moved, units = self._minimisers(node)(state), None if isinstance(part, str) else self.units(part)
+            moved, units = self._minimum(node, state), None if isinstance(part, str) else self.units(part)
             new[node] = moved if units is None else torch.where(units, moved, state[node])
         return new
 
@@ -266,13 +267,20 @@ class Problem:
         return None if part.colour is None or colouring is None else colouring.mask(part.colour, self.like.device)
 
     @cached_property
-    def _minimisers(self) -> Callable[[str], Callable[[Mapping[str, Tensor]], Tensor]]:
-        """Exact updates by node, prepared when they are first asked for, since not every node has one."""
-        return cache(self._minimiser)
+    def _minimisers(self) -> dict[str, Minimiser]:
+        """Exact updates by node, as far as they have been asked for."""
+        return {}
 
-    def _minimiser(self, name: str) -> Callable[[Mapping[str, Tensor]], Tensor]:
+    def _minimum(self, name: str, state: Mapping[str, Tensor]) -> Tensor:
+        update = self._minimisers.get(name)
+        if update is None:
+            update = self._minimisers[name] = self._minimiser(name)
+        return update(state)
+
+    def _minimiser(self, name: str) -> Minimiser:
+        """The exact update of a node, prepared; without a word of this problem, which a cycle would keep in memory."""
         if isinstance(self.solver(name), GradientOnly):
-            return lambda state: self.refuse_gradient_only(name)  # when it is asked for: other nodes have theirs
+            self.refuse_gradient_only(name)
         beta = self.beta_for(name)
         functions, fixed, targets = self.model.functions, self.fixed, self.targets
         phase, parameters, weights = self._phase(name), self.parameters, self.weights
@@ -307,7 +315,7 @@ class Problem:
                 rate = torch.where(curvature > FLAT, curvature, 1.0).reciprocal()
                 target = domain.project(state[name] + rate * self.force(state, [name])[name])
             else:
-                target = self._minimisers(name)(state)
+                target = self._minimum(name, state)
             steps[name] = domain.difference(target, state[name])
         return steps
 

@@ -228,9 +228,10 @@ class Conversation:
 
     # ---------------------------------------------------------------- where units would go
 
-    def _goal(self, node: str) -> Callable[[], Tensor]:
+    def _goal(self, node: str) -> Callable[[Conversation], Tensor]:
         """Where the units of a node would go, given what they have heard: to their minimum, or, where there is no
-        exact one, as far as their force and curvature say."""
+        exact one, as far as their force and curvature say. It is told whose words: if it knew, that would be a cycle,
+        which stays in memory until Python looks for those."""
         problem, parameters, plan = self.problem, self.problem.parameters, self.spoken.plan.nodes[node]
         phase = "nudged" if problem.beta is not None and plan.cost != 0 else "free"
         given = self.fixed, problem.targets, problem.beta_for(node)
@@ -241,21 +242,21 @@ class Conversation:
         if isinstance(plan.free if problem.beta is None else plan.nudged, GradientOnly):
             force, curvature = function("force"), function("curvature")
 
-            def step() -> Tensor:
-                bend = curvature(parameters, self.heard, *given)
+            def step(talk: Conversation) -> Tensor:
+                bend = curvature(parameters, talk.heard, *given)
                 rate = torch.where(bend > FLAT, bend, 1.0).reciprocal()
-                move = rate * force(parameters, self.heard, *given)
-                return problem.domain(node).project(self.memory.states[node] + move)
+                move = rate * force(parameters, talk.heard, *given)
+                return problem.domain(node).project(talk.memory.states[node] + move)
 
             return step
 
         prepare, update, made = function("prepare"), function("minimise"), list[Any]()
         changes = any(item.node == node for item in (*self.spoken.given, *self.spoken.pooled))
 
-        def minimum() -> Tensor:
+        def minimum(talk: Conversation) -> Tensor:
             if changes or not made:
                 made[:] = [laid_out(prepare(parameters, *given))]
-            return update(parameters, self.heard, self.fixed, made[0], *given[1:])
+            return update(parameters, talk.heard, given[0], made[0], *given[1:])
 
         return minimum
 

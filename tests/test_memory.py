@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import sys
+from collections.abc import Callable
+from functools import partial
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +17,15 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 from architectures import conv_hopfield, dense_net, hopfield_resnet13
 from memory import measure, peak_bytes, sample
+from networks import ENTRIES, FOR_ALL, batch, catalogue_model
 
 from physnet import compile_energy
+from physnet.dual import dual_propagation
+from physnet.feedforward import backpropagation
+from physnet.graph import EnergyGraph
+from physnet.learning import Engine, EquilibriumPropagation
+from physnet.model import EnergyModel
+from physnet.relaxation import Relaxation
 
 MB = 2**20
 
@@ -53,3 +64,53 @@ def test_memory_does_not_depend_on_the_number_of_sweeps(name: str) -> None:
     assert (propagation <= 5 * inference).all()
     growth = (truncated[-1] - truncated[0]) / (sweeps[-1] - sweeps[0])
     assert growth >= 4 * rows * sum(prod(node.shape) for node in graph.nodes() if node.free)
+
+
+RANGES = {name: [-1, 2] for name in ("hidden", "deep", "label")}
+
+
+def predictive() -> EnergyModel:
+    graph = EnergyGraph("predictive").input("image", 5).state("hidden", 4).output("label", 3, cost="(x - y)**2/2")
+    return compile_energy(graph.couple("image", "hidden").couple("hidden", "label"))
+
+
+def settling(entry: str, integrator: str = "auto", protocol: str = "centered", **options: Any) -> Engine:
+    model = predictive() if entry == "predictive" else catalogue_model(entry)
+    relaxation = Relaxation(integrator, max_sweeps=3, options=options)
+    return EquilibriumPropagation(model, 0.1, protocol, relaxation=relaxation)
+
+
+WAYS: dict[str, Callable[[], Engine]] = {
+    **{entry: partial(settling, entry) for entry in ENTRIES},
+    **{name: partial(settling, "hopfield", name) for name in ("flow", "descent", "fixed_point", "newton")},
+    **{name: partial(settling, "hopfield", protocol=name) for name in FOR_ALL},
+    "errors": partial(settling, "predictive", protocol="single"),
+    "spikes": partial(settling, "hopfield", "sigma_delta", steps=[4, 4], ranges=RANGES),
+    "spikes, by forces": partial(settling, "hopfield-smooth", "sigma_delta", steps=[4, 4], ranges=RANGES),
+    "dual propagation": lambda: dual_propagation(predictive()),
+    "backpropagation": lambda: backpropagation(predictive()),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.usefixtures("float64")
+@pytest.mark.filterwarnings("ignore::physnet.errors.RelaxationWarning")
+def test_a_step_leaves_no_tensor_to_the_search_for_cycles(way: str) -> None:
+    """Python looks for cycles seldom, and until then all that hangs on them stays in memory."""
+    learn = WAYS[way]()
+    image, target = batch()
+    learn(image=image, target=target).backward()  # what is made once
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        for _ in range(2):  # the last one's record is kept to be looked at
+            learn(image=image, target=target).backward()
+        gc.collect()
+        assert not [item for item in gc.garbage if isinstance(item, torch.Tensor)]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+        gc.unfreeze()
