@@ -52,12 +52,12 @@ class Trace:
 
 @torch.no_grad()
 def trace(problem: Problem, state: State, settings: Relaxation) -> Trace:
-    """Relax one sweep at a time and record what happens."""
-    tolerance = settings.tolerance or 1e-6
+    """Relax one sweep at a time, as long as these settings would, and record what happens."""
+    tolerance, most = settings.tolerance or 1e-6, min(settings.max_sweeps, MAX_SWEEPS)
     rule = StoppingRule(problem, tolerance, 1)
     single = replace(settings, max_sweeps=1, tolerance=1e-12)
     states, energy, residual = [state], [problem.energy(state)], [rule.residual(state)]
-    while len(states) <= MAX_SWEEPS and bool((residual[-1] > tolerance).any()):
+    while len(states) <= most and bool((residual[-1] > tolerance).any()):
         state = run(problem, state, single, quiet=True).states
         states.append(state)
         energy.append(problem.energy(state))

@@ -21,6 +21,7 @@ from physnet.errors import DeclarationError, RelaxationError, RelaxationWarning,
 from physnet.graph import EnergyGraph
 from physnet.integration import choose, integrators
 from physnet.model import EnergyModel, compile_energy
+from physnet.plots import trace
 from physnet.precision import full_precision
 from physnet.relaxation import Equilibrium, Relaxation, relax
 
@@ -249,6 +250,15 @@ def test_a_smaller_tolerance_gives_a_smaller_force(name: str, integrator: str) -
     ]
     assert forces[1] < 1e-7
     assert forces[0] < 3e-2
+
+
+def test_a_trace_shows_the_sweeps_that_the_settings_allow() -> None:
+    problem = catalogue_model("hopfield").problem(None, image=batch()[0])
+    with torch.no_grad():
+        short, long = (trace(problem, problem.zero(), Relaxation("blocks", 1e-6, sweeps)) for sweeps in (3, 1000))
+    assert len(short.states) == 4 and 4 < len(long.states) < 60
+    assert bool((long.residual[-1] <= 1e-6).all()) and bool((long.residual[:-1] > 1e-6).any(1).all())
+    assert bool((long.energy.diff(dim=0) <= 0).all()) and bool((short.energy == long.energy[:4]).all())
 
 
 def test_convergence_is_silent() -> None:
