@@ -12,15 +12,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from physnet.declaration import Experiment, load_experiment
+from physnet.declaration import load_experiment
 from physnet.errors import DeclarationError, PhysnetError
 from physnet.seeing import draw, simulate, sweep
 from physnet.speaking import show_costs
 from physnet.terminal import File, Hardware, Set, changes, console
 
 if TYPE_CHECKING:
-    from physnet.registry import Registry
-    from physnet.training import Metrics, Trainer
+    from physnet.training import Trainer
 
 app = typer.Typer(
     help="Declare a physical system by its energy; simulate it and train it by equilibrium propagation.",
@@ -64,15 +63,16 @@ def train(
     values = changes([*(change or []), *asked])
     trainer = _begin(file, values, folder) if file is not None else _resume(resume, values)
     from physnet.interruption import stopping_on_signals
+    from physnet.reporting import conclude, title, train_with_progress
 
     console.quiet = not trainer.accelerator.is_main_process
-    console.print(_title(trainer.experiment, trainer))
+    console.print(title(trainer))
     with stopping_on_signals(trainer.stop, repeated=trainer.accelerator.num_processes > 1) as signals:
-        _train_with_progress(trainer)
+        train_with_progress(trainer)
     if not trainer.finished:
         console.print(f"stopped in {trainer.position}; go on with\n{_resume_command(trainer)}", soft_wrap=True)
     elif trainer.accelerator.is_main_process:
-        _draw(trainer)
+        conclude(trainer)
     trainer.accelerator.end_training()
     if not trainer.finished:
         raise typer.Exit(128 + signals[0] if signals else 1)
@@ -203,47 +203,9 @@ def _updates_table(trainer: Trainer, batch: dict[str, Any], beta: float) -> Tabl
 @app.command("list")
 def list_everything() -> None:
     """List energies, connections, domains, integrators, protocols, data sets and augmentations."""
-    from physnet.augmentations import AUGMENTATIONS
-    from physnet.connections import CONNECTIONS
-    from physnet.data import DATA
-    from physnet.domains import NAMED
-    from physnet.energy import catalogue
-    from physnet.expressions import FUNCTIONS
-    from physnet.integration import INTEGRATORS, integrators
-    from physnet.methods import METHODS
-    from physnet.protocols import FAMILIES, PROTOCOLS
-    from physnet.quantisers import QUANTISERS
-    from physnet.references import REFERENCES
-    from physnet.schedules import ANNEALINGS
+    from physnet.listing import everything
 
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    for name in catalogue():
-        table.add_row("energy", name, _title_of(name))
-    for name, connection in CONNECTIONS.usable():
-        table.add_row("connection", name, _first_line(connection) + _from(CONNECTIONS, name))
-    for name, domain in NAMED.usable():
-        table.add_row("domain", name, (_first_line(domain) if isinstance(domain, type) else "") + _from(NAMED, name))
-    table.add_row("domain", r"\[lo, hi]", "a box; a list of intervals divides the units of a node")
-    for name, kind in integrators().usable():
-        table.add_row("integrator", name, kind.idea + _from(INTEGRATORS, name))
-    for name, quantiser in QUANTISERS.usable():
-        table.add_row("quantiser", name, _first_line(quantiser) + _from(QUANTISERS, name))
-    for name, annealing in ANNEALINGS.usable():
-        table.add_row("step size", name, _first_line(annealing) + _from(ANNEALINGS, name))
-    for name, protocol in PROTOCOLS.usable():
-        table.add_row("protocol", name, f"error of order {protocol.bias}" + _from(PROTOCOLS, name))
-    for family, make in FAMILIES.items():
-        table.add_row("protocol", f"{family}(N)", _first_line(make))
-    for reference in REFERENCES.values():
-        table.add_row("reference", str(reference), reference.idea)
-    for name, method in METHODS.usable():
-        table.add_row("method", name, method.idea + _from(METHODS, name))
-    for name, data in DATA.usable():
-        table.add_row("data", name, _first_line(data) + _from(DATA, name))
-    for name, augmentation in AUGMENTATIONS.usable():
-        table.add_row("augmentation", name, _first_line(augmentation) + _from(AUGMENTATIONS, name))
-    table.add_row("function", ", ".join(FUNCTIONS), "")
-    console.print(table)
+    console.print(everything())
 
 
 @app.command()
@@ -258,129 +220,6 @@ def schema() -> None:
 
 for _command in (draw, simulate, sweep):
     app.command()(_command)
-
-
-def _first_line(thing: Any) -> str:
-    """The first line of a docstring, in which brackets are no markup."""
-    return escape(next(iter((thing.__doc__ or "").strip().splitlines()), ""))
-
-
-def _from(registry: Registry[Any], name: str) -> str:
-    """Which distribution a plug-in belongs to."""
-    provider = registry.provider(name)
-    return f" (from {provider})" if provider else ""
-
-
-def _title_of(energy: str) -> str:
-    from physnet.energy import load_energy
-
-    try:
-        return load_energy(energy).title
-    except DeclarationError as error:  # an entry of a plug-in
-        return f"can't be used: {error}"
-
-
-def _title(experiment: Experiment, trainer: Trainer) -> str:
-    parameters = sum(value.numel() for value in trainer.model.parameters())
-    learn = experiment.learn
-    nudge = "" if trainer.engine.nudge is None else f" beta = {trainer.engine.nudge:g}"
-    return (
-        f"[bold]{experiment.graph.name or experiment.source.name}[/]  {parameters:,} parameters, "
-        f"{learn.protocol}{nudge}, {trainer.data.name}, {trainer.accelerator.device}, "
-        f"seed {experiment.train.seed}"
-    )
-
-
-_COLUMNS = {
-    "epoch": "epoch", "train_cost": "train cost", "train_error": "train error %", "test_cost": "test cost",
-    "test_error": "test error %", "test_top_error": "test top-{top} %", "validation_error": "validation error %",
-    "validation_top_error": "validation top-{top} %", "sweeps": "sweeps", "nudged_sweeps": "nudged",
-    "residual": "residual", "unconverged": "missed %", "unreadable": "unreadable", "seconds": "s",
-}  # fmt: skip
-_SOMETIMES = ("test_top_error", "validation_top_error", "unreadable")
-"""Columns that are shown where there is something to show."""
-
-
-def _train_with_progress(trainer: Trainer) -> None:
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.fields[status]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task(f"epoch {trainer.position.epoch}", status="")
-
-        def on_step(number: int, batches: int, cost: float) -> None:
-            if number % 10 == 0 or number == batches:
-                last = trainer.engine.last
-                assert last is not None
-                status = f"cost {cost:.4f}  sweeps {last.free.sweeps.max()}  residual {last.free.residual.max():.1e}"
-                progress.update(task, total=batches, completed=number, status=status)
-
-        for metrics in trainer.epochs(on_step):
-            progress.update(task, description=f"epoch {metrics.epoch + 1}", completed=0)
-    if trainer.history:
-        console.print(_metrics_table(trainer.history))
-
-
-def _metrics_table(history: list[Metrics]) -> Table:
-    table = Table(box=None, header_style="bold")
-    held_out = history[0].validation_cost is not None
-    noted = {key for key in _SOMETIMES if any(getattr(metrics, key) is not None for metrics in history)}
-    hidden = {*_SOMETIMES, *(() if held_out else ("validation_error",))} - noted
-    columns = {key: title for key, title in _COLUMNS.items() if key not in hidden}
-    for title in columns.values():
-        table.add_column(title.format(top=history[0].top), justify="right")
-    shown = history if len(history) <= 12 else [*history[:2], *history[4:-2:5], *history[-2:]]
-    for metrics in shown:
-        table.add_row(*(_cell(key, getattr(metrics, key)) for key in columns))
-    return table
-
-
-def _cell(key: str, value: float | int | None) -> str:
-    if value is None:
-        return "-"
-    if key in ("epoch", "unreadable"):
-        return str(value)
-    if key == "residual":
-        return f"{value:.1e}"
-    return f"{value:.5f}" if key.endswith("cost") else f"{value:.2f}"
-
-
-def _draw(trainer: Trainer) -> None:
-    from physnet.learning import EquilibriumPropagation
-    from physnet.plots import learning_curve, relaxation_picture
-    from physnet.validation import best_epoch
-
-    assert trainer.folder is not None
-    history, folder = trainer.history, trainer.folder.path
-    last = history[-1]
-    batch = trainer.test.first(32)
-    curve = learning_curve(history, folder / "learning_curve.png")
-    if last.test_error is not None:
-        seconds = sum(item.seconds for item in history)
-        console.print(
-            f"[bold]test accuracy {100 - last.test_error:.2f} %[/] after {last.epoch} epochs in {seconds:.1f} s"
-        )
-    best = best_epoch(history)
-    if best is not None and best.test_error is not None and best.validation_error is not None:
-        console.print(
-            f"best validation epoch {best.epoch}: validation accuracy {100 - best.validation_error:.2f} %, "
-            f"test accuracy {100 - best.test_error:.2f} %"
-        )
-    if last.unconverged:
-        console.print(
-            f"[yellow]{last.unconverged:.2f} % of the samples missed the tolerance of the free phase: "
-            "raise relax.max_sweeps or relax.tolerance[/]"
-        )
-    console.print(f"learning curve  {curve}", highlight=False)
-    if isinstance(trainer.engine, EquilibriumPropagation):
-        picture = relaxation_picture(trainer.engine, batch, folder / "relaxation.png")
-        console.print(f"relaxation      {picture}", highlight=False)
-    console.print(f"run             {folder}", highlight=False)
 
 
 if __name__ == "__main__":
