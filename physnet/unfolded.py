@@ -13,7 +13,7 @@ from torch import Tensor
 
 from physnet.kept import Kept
 
-MAX_PIXELS = 64
+MAX_PIXELS = 16
 """Pixels of an image up to which a matrix product that makes it is faster."""
 
 
