@@ -131,7 +131,7 @@ def test_large_kernels_as_matrix_products_are_the_same_map(pre: Shape, connectio
     link, *tensors = bound(connection, pre, 4)
     w, u, v = (value.to(dtype) for value in tensors)
     expected = link.apply(u, w), link.adjoint(v, w)
-    with mock.patch("physnet.convolved.LARGE", 0):
+    with mock.patch("physnet.convolved.LARGE", 0), mock.patch("physnet.unfolded.MAX_PIXELS", 10**6):
         found = link.apply(u, w), link.adjoint(v, w)
     for one, other in zip(found, expected, strict=True):
         assert one.dtype == dtype
@@ -141,7 +141,7 @@ def test_large_kernels_as_matrix_products_are_the_same_map(pre: Shape, connectio
 @torch.no_grad()
 def test_a_model_in_half_precision_keeps_its_dtype() -> None:
     """Where kernels are matrix products, sums over windows are made in float32."""
-    with mock.patch("physnet.convolved.LARGE", 0):
+    with mock.patch("physnet.convolved.LARGE", 0), mock.patch("physnet.unfolded.MAX_PIXELS", 10**6):
         link, *tensors = bound(Conv2d(3, 1, 1), (2, 4, 4), 4)
         w, _, v = (value.bfloat16() for value in tensors)
         found = RealLink(link).adjoint(v, w)
