@@ -52,7 +52,7 @@ class Trace:
 
 @torch.no_grad()
 def trace(problem: Problem, state: State, settings: Relaxation) -> Trace:
-    """Relax one sweep at a time, as long as these settings would, and record what happens."""
+    """Relax one sweep at a time, at most as often as these settings allow, and record what happens."""
     tolerance, most = settings.tolerance or 1e-6, min(settings.max_sweeps, MAX_SWEEPS)
     rule = StoppingRule(problem, tolerance, 1)
     single = replace(settings, max_sweeps=1, tolerance=1e-12)
