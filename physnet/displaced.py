@@ -19,7 +19,6 @@ from physnet.layout import repeat
 from physnet.nudged import Ended, Nudged
 from physnet.problem import Minimiser, Problem, State, laid_out
 from physnet.rows import Repeated, some_rows
-from physnet.separation import GradientOnly
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,8 +160,6 @@ class Displaced(Nudged):
         return super().curvature(self.states(state), node)
 
     def _minimiser(self, name: str) -> Minimiser:
-        if isinstance(self.solver(name), GradientOnly):
-            self.refuse_gradient_only(name)
         functions, phase = self.model.functions, self._phase(name)
         parameters, origin, around, fixed = self.parameters, self.origin, self.around[name], self.fixed
         targets, beta, weights = self.targets, self.beta_for(name), self.weights

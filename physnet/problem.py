@@ -272,15 +272,15 @@ class Problem:
         return {}
 
     def _minimum(self, name: str, state: Mapping[str, Tensor]) -> Tensor:
-        update = self._minimisers.get(name)
-        if update is None:
-            update = self._minimisers[name] = self._minimiser(name)
-        return update(state)
+        if name not in self._minimisers:
+            if isinstance(self.solver(name), GradientOnly):
+                self.refuse_gradient_only(name)
+            self._minimisers[name] = self._minimiser(name)
+        return self._minimisers[name](state)
 
     def _minimiser(self, name: str) -> Minimiser:
-        """The exact update of a node, prepared; without a word of this problem, which a cycle would keep in memory."""
-        if isinstance(self.solver(name), GradientOnly):
-            self.refuse_gradient_only(name)
+        """The exact update of a node that has one, prepared; it doesn't know this problem, which a cycle would keep in
+        memory."""
         beta = self.beta_for(name)
         functions, fixed, targets = self.model.functions, self.fixed, self.targets
         phase, parameters, weights = self._phase(name), self.parameters, self.weights
