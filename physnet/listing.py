@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
@@ -14,7 +15,7 @@ from physnet.domains import NAMED
 from physnet.energy import catalogue, load_energy
 from physnet.errors import DeclarationError
 from physnet.expressions import FUNCTIONS
-from physnet.integration import INTEGRATORS, integrators
+from physnet.integration import integrators
 from physnet.methods import METHODS
 from physnet.protocols import FAMILIES, PROTOCOLS
 from physnet.quantisers import QUANTISERS
@@ -30,29 +31,25 @@ def everything() -> Table:
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for name in catalogue():
         table.add_row("energy", name, _title_of(name))
-    for name, connection in CONNECTIONS.usable():
-        table.add_row("connection", name, _first_line(connection) + _from(CONNECTIONS, name))
-    for name, domain in NAMED.usable():
-        table.add_row("domain", name, (_first_line(domain) if isinstance(domain, type) else "") + _from(NAMED, name))
+
+    def add(kind: str, registry: Registry[Any], said: Callable[[Any], str] = _first_line) -> None:
+        for name, thing in registry.usable():
+            table.add_row(kind, name, said(thing) + _from(registry, name))
+
+    add("connection", CONNECTIONS)
+    add("domain", NAMED, lambda domain: _first_line(domain) if isinstance(domain, type) else "")
     table.add_row("domain", r"\[lo, hi]", "a box; a list of intervals divides the units of a node")
-    for name, kind in integrators().usable():
-        table.add_row("integrator", name, kind.idea + _from(INTEGRATORS, name))
-    for name, quantiser in QUANTISERS.usable():
-        table.add_row("quantiser", name, _first_line(quantiser) + _from(QUANTISERS, name))
-    for name, annealing in ANNEALINGS.usable():
-        table.add_row("step size", name, _first_line(annealing) + _from(ANNEALINGS, name))
-    for name, protocol in PROTOCOLS.usable():
-        table.add_row("protocol", name, f"error of order {protocol.bias}" + _from(PROTOCOLS, name))
+    add("integrator", integrators(), lambda kind: kind.idea)
+    add("quantiser", QUANTISERS)
+    add("step size", ANNEALINGS)
+    add("protocol", PROTOCOLS, lambda protocol: f"error of order {protocol.bias}")
     for family, make in FAMILIES.items():
         table.add_row("protocol", f"{family}(N)", _first_line(make))
     for reference in REFERENCES.values():
         table.add_row("reference", str(reference), reference.idea)
-    for name, method in METHODS.usable():
-        table.add_row("method", name, method.idea + _from(METHODS, name))
-    for name, data in DATA.usable():
-        table.add_row("data", name, _first_line(data) + _from(DATA, name))
-    for name, augmentation in AUGMENTATIONS.usable():
-        table.add_row("augmentation", name, _first_line(augmentation) + _from(AUGMENTATIONS, name))
+    add("method", METHODS, lambda method: method.idea)
+    add("data", DATA)
+    add("augmentation", AUGMENTATIONS)
     table.add_row("function", ", ".join(FUNCTIONS), "")
     return table
 
