@@ -74,8 +74,18 @@ def predictive() -> EnergyModel:
     return compile_energy(graph.couple("image", "hidden").couple("hidden", "label"))
 
 
+def pooled() -> EnergyModel:
+    """A picture of six by six pixels, heard through a convolution and the means of its windows."""
+    graph = EnergyGraph("hopfield").input("image", (1, 6, 6)).state("hidden", (2, 2, 2))
+    graph.output("label", 3, cost="(x - y)**2/2").couple("image", "hidden", "conv2d(3) >> avg_pool2d(2)")
+    return compile_energy(graph.couple("hidden", "label"))
+
+
+MADE = {"predictive": predictive, "pooled": pooled}
+
+
 def settling(entry: str, integrator: str = "auto", protocol: str = "centered", **options: Any) -> Engine:
-    model = predictive() if entry == "predictive" else catalogue_model(entry)
+    model = MADE[entry]() if entry in MADE else catalogue_model(entry)
     relaxation = Relaxation(integrator, max_sweeps=3, options=options)
     return EquilibriumPropagation(model, 0.1, protocol, relaxation=relaxation)
 
@@ -84,9 +94,17 @@ WAYS: dict[str, Callable[[], Engine]] = {
     **{entry: partial(settling, entry) for entry in ENTRIES},
     **{name: partial(settling, "hopfield", name) for name in ("flow", "descent", "fixed_point", "newton")},
     **{name: partial(settling, "hopfield", protocol=name) for name in FOR_ALL},
+    **{name: partial(settling, "hopfield", protocol=name) for name in ("implicit", "truncated_backprop(3)")},
+    "recurrent_backprop": partial(settling, "hopfield", protocol="recurrent_backprop"),
+    "noise": partial(settling, "hopfield", "thermal", noise=0.01, duration=1.0),
+    "nudges on a circle": partial(settling, "xy", protocol="holomorphic(4)"),
     "errors": partial(settling, "predictive", protocol="single"),
+    "sweeps through layers": partial(settling, "predictive", "layer_sweeps", protocol="single"),
     "spikes": partial(settling, "hopfield", "sigma_delta", steps=[4, 4], ranges=RANGES),
     "spikes, by forces": partial(settling, "hopfield-smooth", "sigma_delta", steps=[4, 4], ranges=RANGES),
+    "spikes, through means of windows": partial(
+        settling, "pooled", "sigma_delta", steps=[4, 4], ranges={"label": [-1, 2]}
+    ),
     "dual propagation": lambda: dual_propagation(predictive()),
     "backpropagation": lambda: backpropagation(predictive()),
 }
@@ -98,7 +116,9 @@ WAYS: dict[str, Callable[[], Engine]] = {
 def test_a_step_leaves_no_tensor_to_the_search_for_cycles(way: str) -> None:
     """Python looks for cycles seldom, and until then all that hangs on them stays in memory."""
     learn = WAYS[way]()
-    image, target = batch()
+    shape = learn.model.inputs["image"].data_shape
+    image, target = batch(units=prod(shape))
+    image = image.unflatten(1, shape)
     learn(image=image, target=target).backward()  # what is made once
     gc.collect()
     gc.freeze()
