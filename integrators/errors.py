@@ -10,6 +10,7 @@ errors and is one pass forwards. Source: arXiv 2505.20137 (errors as coordinates
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -77,6 +78,17 @@ class Errors(Integrator):
         ends = Ends.after(work, sweeps, rows, ends)
         settled = ends.distance <= rule.tolerance
         return Equilibrium(problem.settled(ends.found), ends.residual, ends.sweeps, settled, self.name, problem)
+
+    def path(self, problem: Problem, state: State, rule: StoppingRule) -> Iterator[State]:
+        """The errors after every round: rounds remember those before them, and can't be made one by one."""
+        if not isinstance(problem, InErrors):
+            yield free_pass(problem, self.name).states
+            return
+        work = Rounds.begin(problem, state)
+        yield work.found.back.errors
+        for _ in range(rule.max_sweeps - 1):
+            work.go_on(rule)
+            yield work.found.back.errors
 
 
 @dataclass

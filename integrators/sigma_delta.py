@@ -14,7 +14,7 @@ that falls faster, such as 0.9/t**0.88, is nearer to the free equilibrium, and t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -101,25 +101,30 @@ class SigmaDelta(Integrator):
         )
 
     def relax(self, problem: Problem, state: State, rule: StoppingRule) -> Equilibrium:
+        steps, sums = self.steps[isinstance(problem, Continued)], State()
+        for number, states in enumerate(self.path(problem, state, rule), 1):
+            if number > steps - self.average:
+                sums = {name: sums.get(name, 0) + value for name, value in states.items()}
+        states = {name: value / self.average for name, value in sums.items()}
+        residual = rule.residual(states)
+        sweeps = torch.full((problem.rows,), steps, dtype=torch.long, device=problem.like.device)
+        finite = torch.isfinite(residual)
+        residual = residual.clamp(max=1.0)  # silent units that are about to speak have no size to compare a step with
+        return Equilibrium(states, residual, sweeps, finite, self.name, problem)
+
+    def path(self, problem: Problem, state: State, rule: StoppingRule) -> Iterator[State]:
+        """The states after every step; as many as are declared, whatever the rule allows."""
         self._check_names(problem)
         nudged = isinstance(problem, Continued)
         memory, now = self._resumed(problem) if nudged else None, self.occasion
         talk = Conversation(problem, self.code, state, memory, now.keys, now.share)
         held = problem.held if nudged else {}
         talk.memory.states |= held
-        memory, steps, sums = talk.memory, self.steps[nudged], State()
-        for left in range(steps, 0, -1):
-            self._step(talk, left, held)
-            if self.average > 1 and left <= self.average:
-                sums = {name: sums.get(name, 0) + value for name, value in memory.states.items()}
-        states = {name: value / self.average for name, value in sums.items()} if sums else dict(memory.states)
         if not nudged:
-            problem.passed = memory
-        residual = rule.residual(states)
-        sweeps = torch.full((problem.rows,), steps, dtype=torch.long, device=problem.like.device)
-        finite = torch.isfinite(residual)
-        residual = residual.clamp(max=1.0)  # silent units that are about to speak have no size to compare a step with
-        return Equilibrium(states, residual, sweeps, finite, self.name, problem)
+            problem.passed = talk.memory
+        for left in range(self.steps[nudged], 0, -1):
+            self._step(talk, left, held)
+            yield dict(talk.memory.states)
 
     def _step(self, talk: Conversation, left: int, held: State) -> None:
         """One step of all nodes at once, but of those that are held."""

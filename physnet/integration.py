@@ -9,9 +9,11 @@ from __future__ import annotations
 import importlib
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
+
+import torch
 
 from physnet.equilibrium import Equilibrium
 from physnet.errors import DeclarationError, Fault, RelaxationError, did_you_mean
@@ -67,6 +69,13 @@ class Integrator(ABC):
     @abstractmethod
     def relax(self, problem: Problem, state: State, rule: StoppingRule) -> Equilibrium:
         """Relax from a state inside the domains. Runs without autograd."""
+
+    def path(self, problem: Problem, state: State, rule: StoppingRule) -> Iterator[State]:
+        """The states after every sweep, to be looked at; as many sweeps as the rule allows."""
+        single = StoppingRule(problem, torch.finfo(problem.like.dtype).eps, 1)
+        for _ in range(rule.max_sweeps):
+            state = self.relax(problem, state, single).states
+            yield state
 
 
 def _objection(name: str, thing: Any) -> str | None:

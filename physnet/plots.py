@@ -17,8 +17,7 @@ from physnet.learning import EquilibriumPropagation
 from physnet.nudging import nudge
 from physnet.problem import Problem, State
 from physnet.randomness import stream
-from physnet.relaxation import Relaxation, initial_state, run
-from physnet.stopping import StoppingRule
+from physnet.relaxation import Relaxation, coordinates, initial_state, prepared
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,6 +29,8 @@ FREE, NUDGED, TEST, VALIDATION = "#1b6ca8", "#c8553d", "#3a7d44", "#7d5ba6"
 ACROSS = 4
 """Panels of a figure side by side."""
 MAX_SWEEPS, FLOOR = 60, 1e-10
+MARKED = 20
+"""Sweeps up to which each is a dot."""
 TIME = "time / unit of tau"
 NODES, UNITS = 4, 40
 """How many nodes, and how many units of each, a picture of a simulation shows."""
@@ -53,16 +54,28 @@ class Trace:
 @torch.no_grad()
 def trace(problem: Problem, state: State, settings: Relaxation) -> Trace:
     """Relax one sweep at a time, at most as often as these settings allow, and record what happens."""
-    tolerance, most = settings.tolerance or 1e-6, min(settings.max_sweeps, MAX_SWEEPS)
-    rule = StoppingRule(problem, tolerance, 1)
-    single = replace(settings, max_sweeps=1, tolerance=1e-12)
+    chosen, rule, _ = prepared(problem, replace(settings, max_sweeps=min(settings.max_sweeps, MAX_SWEEPS)))
+    path = chosen.path(problem, state, rule)
     states, energy, residual = [state], [problem.energy(state)], [rule.residual(state)]
-    while len(states) <= most and bool((residual[-1] > tolerance).any()):
-        state = run(problem, state, single, quiet=True).states
-        states.append(state)
-        energy.append(problem.energy(state))
-        residual.append(rule.residual(state))
+    while bool((residual[-1] > rule.tolerance).any()) and (after := next(path, None)) is not None:
+        states.append(after)
+        energy.append(problem.energy(after))
+        residual.append(rule.residual(after))
     return Trace(torch.stack(energy), torch.stack(residual), states)
+
+
+@torch.no_grad()
+def settling(engine: EquilibriumPropagation, batch: Mapping[str, Tensor]) -> tuple[Trace, Trace]:
+    """The free phase of a batch, and the one nudged by +beta that follows it; both in states."""
+    problem = engine.model.problem(None, **{name: batch[name] for name in engine.model.inputs})
+    initial = "zero" if engine.relaxation.initial == "previous" else engine.relaxation.initial
+    start = initial_state(problem, initial, stream(engine.seed, "picture"))
+    free = trace(problem, start, engine.relaxation)
+    targets = {name: batch[name] for name in engine.model.targets}
+    where = coordinates(problem, engine.nudged)
+    phase = nudge(problem, free.states[-1], targets, [engine.beta], engine.protocol.clamps, where)
+    nudged = trace(phase, phase.zero(), engine.nudged)
+    return free, replace(nudged, states=[phase.states(displacement) for displacement in nudged.states])
 
 
 def relaxation_picture(engine: EquilibriumPropagation, batch: Mapping[str, Tensor], path: str | Path) -> Path:
@@ -74,24 +87,13 @@ def relaxation_picture(engine: EquilibriumPropagation, batch: Mapping[str, Tenso
         path: where to write the picture; the suffix chooses the format.
     """
     # in float64, so that the picture shows the physics and not the resolution of the energy
-    model = copy.deepcopy(engine.model).double()
-    targets = {name: batch[name] for name in model.targets}
-    problem = model.problem(None, **{name: batch[name] for name in model.inputs})
-    initial = "zero" if engine.relaxation.initial == "previous" else engine.relaxation.initial
-    with torch.no_grad():
-        start = initial_state(problem, initial, stream(engine.seed, "picture"))
-    free = trace(problem, start, engine.relaxation)
-    with torch.no_grad():
-        phase = nudge(problem, free.states[-1], targets, [engine.beta], engine.protocol.clamps)
-    nudged = trace(phase, phase.zero(), engine.nudged)
-    moved = [phase.states(displacement) for displacement in nudged.states]
-
+    free, nudged = settling(copy.deepcopy(engine).double(), batch)
     figure, axes = _figure(3, "How the network settles")
     gap = (free.energy - free.energy[-1:])[:-1]
     _per_sample(axes[0], gap, "free phase: energy above equilibrium", FREE)
     _per_sample(axes[1], free.residual, "relative residual", FREE)
     _per_sample(axes[1], nudged.residual, "relative residual", NUDGED, len(free.states) - 1)
-    _output_paths(axes[2], model.targets, free.states, moved)
+    _output_paths(axes[2], engine.model.targets, free.states, nudged.states)
     return _save(figure, path)
 
 
@@ -101,8 +103,10 @@ def _per_sample(axis: Any, values: Tensor, title: str, color: str, offset: int =
     values, median = (torch.where(v > FLOOR, v, torch.nan) for v in (values, median))  # what has arrived leaves
     axis.semilogy(sweeps, values.cpu().numpy(), color=color, alpha=0.25, linewidth=0.8)
     label = "free" if color == FREE else "nudged, +beta"
-    axis.semilogy(sweeps, median.cpu().numpy(), color=color, linewidth=2, label=f"{label} (median)")
+    marker = "." if len(values) <= MARKED else None
+    axis.semilogy(sweeps, median.cpu().numpy(), marker=marker, color=color, linewidth=2, label=f"{label} (median)")
     axis.set(title=title, xlabel="sweep")
+    axis.xaxis.get_major_locator().set_params(integer=True)
     axis.legend(frameon=False)
 
 
@@ -113,6 +117,7 @@ def _output_paths(axis: Any, targets: Mapping[str, Any], free: Sequence[State], 
     axis.plot(values, linewidth=1.2)
     axis.axvspan(len(free) - 1, len(states) - 1, color=NUDGED, alpha=0.12, linewidth=0, label="nudged")
     axis.set(title=f"states of '{node.node}', one sample", xlabel="sweep")
+    axis.xaxis.get_major_locator().set_params(integer=True)
     axis.legend(frameon=False)
 
 

@@ -183,13 +183,13 @@ def run_nudged(
         clamps: whether beta is the fraction of the way to the target at which outputs are held.
     """
     with torch.no_grad(), full_precision(free.problem.like.device):
-        problem = nudge(free.problem, free.states, targets, betas, clamps, _coordinates(free.problem, settings))
+        problem = nudge(free.problem, free.states, targets, betas, clamps, coordinates(free.problem, settings))
         result = run(problem, problem.zero(), settings)
         states = problem.states(result.states)
         return replace(result, states=states, problem=problem.plain, displacement=result.states, displaced=problem)
 
 
-def _coordinates(problem: Problem, settings: Relaxation) -> str:
+def coordinates(problem: Problem, settings: Relaxation) -> str:
     """In which coordinates the integrator wants nudged phases; that of `auto` is the one that takes the free phase."""
     return construct(choose(problem, settings.integrator)[0], settings.options).coordinates
 
@@ -200,6 +200,17 @@ def run(problem: Problem, state: State, settings: Relaxation, *, quiet: bool = F
     Raises:
         RelaxationError: for states that aren't finite, and what integrators raise.
     """
+    chosen, rule, reason = prepared(problem, settings)
+    with torch.no_grad(), full_precision(problem.like.device):
+        result = replace(chosen.relax(problem, state, rule), reason=reason)
+        if angles(problem):
+            result.drifting = drifting(problem, state, result.states) & ~result.converged
+    judge(result, rule, quiet)
+    return result
+
+
+def prepared(problem: Problem, settings: Relaxation) -> tuple[Integrator, StoppingRule, str]:
+    """The integrator that these settings mean for a problem, when it is to stop, and why it was chosen."""
     kind, reason = choose(problem, settings.integrator)
     chosen = construct(kind, settings.options)
     chosen.occasion = settings.occasion
@@ -210,10 +221,4 @@ def run(problem: Problem, state: State, settings: Relaxation, *, quiet: bool = F
             f"the tolerance {settings.tolerance:g} is below the resolution of {str(dtype).removeprefix('torch.')}, "
             f"{torch.finfo(dtype).eps:.1g}: use a larger one, or float64"
         )
-    rule = StoppingRule(problem, settings.tolerance or default, settings.max_sweeps)
-    with torch.no_grad(), full_precision(problem.like.device):
-        result = replace(chosen.relax(problem, state, rule), reason=reason)
-        if angles(problem):
-            result.drifting = drifting(problem, state, result.states) & ~result.converged
-    judge(result, rule, quiet)
-    return result
+    return chosen, StoppingRule(problem, settings.tolerance or default, settings.max_sweeps), reason

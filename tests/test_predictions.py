@@ -18,7 +18,9 @@ from physnet.learning import EquilibriumPropagation, gradients
 from physnet.lowering import lower
 from physnet.methods import METHODS
 from physnet.model import EnergyModel, compile_energy
-from physnet.relaxation import Relaxation, relax
+from physnet.nudging import nudge
+from physnet.plots import settling, trace
+from physnet.relaxation import Relaxation, relax, run_nudged
 
 PRECISE = Energy(
     node={"state": "p*(x - c*tanh(a))**2/2", "output": "p*(x - a)**2/2"},
@@ -291,3 +293,19 @@ def test_the_single_protocol_is_refused_where_the_free_phase_has_a_gradient() ->
     graph = EnergyGraph("hopfield").input("image", 3).output("label", 2, cost="(x - y)**2/2").couple("image", "label")
     with pytest.raises(DeclarationError, match="single"):
         EquilibriumPropagation(compile_energy(graph), protocol="single")
+
+
+@pytest.mark.parametrize("name", ["mlp", "precise", "cross-entropy"])
+@pytest.mark.filterwarnings("ignore::physnet.errors.RelaxationWarning")
+def test_a_picture_shows_every_round(name: str) -> None:
+    model, image, target = compiled(name)
+    free = relax(model, image=image)
+    phase = nudge(free.problem, free.states, {"target": target}, [0.5], coordinates="errors")
+    found = trace(phase, phase.zero(), Relaxation(tolerance=1e-12, max_sweeps=6))
+    assert 4 < len(found.states) == len(found.residual) <= 7
+    for rounds, errors in enumerate(found.states[1:], 1):
+        settings = Relaxation(tolerance=1e-14, max_sweeps=rounds)
+        wanted = run_nudged(free, {"target": target}, [0.5], settings).displacement
+        assert wanted is not None and all(close(errors[node], wanted[node], 1e-12) for node in wanted)
+    picture = settling(EquilibriumPropagation(model, 0.5, "single"), {"image": image, "target": target})[0]
+    assert len(picture.states) == 2 and float(picture.residual[-1].max()) == 0

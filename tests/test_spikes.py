@@ -20,6 +20,7 @@ from physnet.graph import EnergyGraph
 from physnet.integration import make_integrator
 from physnet.learning import EquilibriumPropagation, gradients
 from physnet.model import EnergyModel, compile_energy
+from physnet.plots import settling
 from physnet.quantisers import parse_quantiser
 from physnet.relaxation import Relaxation, relax, run_nudged
 from physnet.rows import Share
@@ -151,6 +152,17 @@ def test_nudged_phases_go_on_where_the_free_one_is_each_for_itself() -> None:
         wanted = published(model, x, y, 30, beta, 12)
         for name in ("hidden", "label"):
             assert np.allclose(nudged[name][3 * phase : 3 * phase + 3].numpy(), wanted[name], atol=1e-12)
+
+
+def test_a_picture_shows_every_step_of_both_phases() -> None:
+    model, (x, y) = two_layers(), batch(units=6)
+    engine = EquilibriumPropagation(model, 0.5, relaxation=spiking(steps=[30, 12], average=5))
+    free, nudged = settling(engine, {"image": x, "target": y})
+    assert len(free.states) == 31 and len(nudged.states) == 13
+    for count, found in enumerate(free.states):
+        assert np.allclose(found["hidden"], published(model, x, None, count)["hidden"], atol=1e-12)
+    for count, found in enumerate(nudged.states):
+        assert np.allclose(found["label"], published(model, x, y, 30, 0.5, count)["label"], atol=1e-12)
 
 
 def test_what_inputs_say_ahead_is_what_they_say_step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
