@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from pathlib import Path
@@ -52,6 +53,10 @@ def train(
         str | None,
         typer.Option("--method", help="how to learn, such as backprop: learn.protocol", show_default=False),
     ] = None,
+    begin: Annotated[
+        Path | None,
+        typer.Option("--from", help="a run whose parameters to begin with: train.parameters", show_default=False),
+    ] = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="write event files for TensorBoard")] = False,
 ) -> None:
     """Train a network; write metrics, parameters, checkpoints and pictures into a run folder."""
@@ -59,7 +64,10 @@ def train(
         raise DeclarationError("train takes one experiment", "physnet train FILE, or physnet train --resume FOLDER")
     if resume is not None and folder is not None:
         raise DeclarationError("a resumed run stays in its folder", "leave out --out")
+    if resume is not None and begin is not None:
+        raise DeclarationError("a resumed run goes on with its own parameters", "leave out --from, or begin a new run")
     asked = [*([f"learn.protocol={method}"] if method else []), *(["train.tensorboard=true"] if tensorboard else [])]
+    asked += [f"train.parameters={json.dumps(str(begin.resolve()))}"] if begin else []
     values = changes([*(change or []), *asked])
     trainer = _begin(file, values, folder) if file is not None else _resume(resume, values)
     from physnet.interruption import stopping_on_signals

@@ -72,6 +72,12 @@ class Experiment:
             for name, options in declared.items()
         }
 
+    @property
+    def parameters(self) -> Path | None:
+        """Where the parameters to begin with are; a path is relative to the file."""
+        given = self.train.parameters
+        return None if given is None else (Path(self.source.name).parent / given).resolve()
+
     def resolved(self) -> dict[str, Any]:
         """Everything that a run depends on, as plain data that can be read back."""
         device = self.hardware.model_dump(exclude_defaults=True)
@@ -81,7 +87,9 @@ class Experiment:
             | {
                 "relax": self.relax.model_dump(),
                 "learn": self.learn.model_dump(exclude_none=True),
-                "train": self.train.model_dump(exclude_none=True) | {"data": self.data},
+                "train": self.train.model_dump(exclude_none=True)
+                | {"data": self.data}
+                | ({"parameters": str(self.parameters)} if self.parameters else {}),
             }
         )
 

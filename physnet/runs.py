@@ -17,7 +17,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
 import physnet
@@ -26,6 +27,7 @@ from physnet.declaration import Experiment
 from physnet.errors import DataError, DeclarationError
 from physnet.methods import METHODS
 from physnet.metrics import Metrics
+from physnet.model import EnergyModel
 from physnet.sources import dump_yaml
 from physnet.validation import results
 
@@ -125,6 +127,35 @@ class RunFolder:
         tensors = {name: value.detach().cpu().contiguous() for name, value in parameters.items()}
         for path in [self.parameters, *([self.best] if best else [])]:
             write_atomically(path, save(tensors))
+
+
+def read_parameters(model: EnergyModel, file: Path) -> str:
+    """Give a model the trained parameters of a file, within their bounds; their SHA-256.
+
+    Raises:
+        DataError: if the file is damaged, or has other tensors than the model.
+    """
+    try:
+        content = file.read_bytes()
+        found = load(content)
+    except (OSError, SafetensorError) as problem:
+        raise DataError(f"{file} can't be read as parameters: {problem}") from None
+    there, here = _shapes(found), _shapes(model.state_dict())
+    differ = [
+        f"'{name}' is {there.get(name, 'missing')} there, {here.get(name, 'unknown')} here"
+        for name in sorted(here.keys() | there.keys())
+        if there.get(name) != here.get(name)
+    ]
+    if differ:
+        more = f", and {len(differ) - 3} more" if len(differ) > 3 else ""
+        raise DataError(f"{file} doesn't hold the parameters of this network: {'; '.join(differ[:3])}{more}")
+    model.load_state_dict(found)
+    model.project_parameters()  # other hardware may have other bounds
+    return hashlib.sha256(content).hexdigest()
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    return {name: str(list(value.shape)) for name, value in tensors.items()}
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -138,6 +138,9 @@ class TrainSchema(_Strict):
     scheduler: _Named = None
     rates: dict[str, float] = Field(default_factory=dict, description="learning rates of single tensors, by name")
     seed: int = Field(default=0, ge=0, lt=2**63)
+    parameters: str | None = Field(
+        default=None, description="a run, or a .safetensors file, whose parameters are there to begin with"
+    )
     dtype: Literal["float32", "float64"] = "float32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = Field(default=None, ge=1)

@@ -19,15 +19,13 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from physnet.augmenting import Augmenter
 from physnet.board import Board
 from physnet.checkpoints import Checkpoint, plain
 from physnet.data import DataSet, load_data, match
 from physnet.declaration import Experiment, load_experiment
-from physnet.errors import DataError, DeclarationError, RelaxationError, RelaxationWarning, TrainingError
+from physnet.errors import DeclarationError, RelaxationError, RelaxationWarning, TrainingError
 from physnet.integration import make_integrator
 from physnet.learning import Engine, EquilibriumPropagation
 from physnet.methods import METHODS
@@ -37,7 +35,7 @@ from physnet.mounting import mount
 from physnet.optimizers import make_optimizer, make_scheduler
 from physnet.randomness import stream
 from physnet.relaxation import Relaxation
-from physnet.runs import RunFolder, check_run, differences, digest, identity, new_folder
+from physnet.runs import RunFolder, check_run, differences, digest, identity, new_folder, read_parameters
 from physnet.samples import Reading, Samples
 from physnet.schema import LearnSchema, NudgedSchema, RelaxSchema
 from physnet.starts import MultiStart
@@ -80,6 +78,7 @@ class Trainer:
         folder: where the run is written; `None` writes nothing.
         compiled: a model of the same graph, whose parameters are then drawn anew; compiled here if not given.
         checkpoint: what to go on from; see `resume_run`.
+        parameters: a file of those to begin with, in place of what the experiment names.
 
     Raises:
         DeclarationError, DataError: if the experiment can't be run as declared.
@@ -91,6 +90,7 @@ class Trainer:
         folder: str | Path | None = None,
         compiled: EnergyModel | None = None,
         checkpoint: Checkpoint | None = None,
+        parameters: Path | None = None,
     ) -> None:
         self.experiment, settings = experiment, experiment.train
         self.settings = settings
@@ -118,6 +118,8 @@ class Trainer:
             mount(self.engine, experiment.hardware)
         self.energy, self.model = model, self.engine.model
         self._warn_of_buffers()
+        parameters = None if checkpoint is not None else parameters or self._declared_parameters()
+        self._begun_with = None if parameters is None else read_parameters(self.model, parameters)
         with experiment_faults(experiment, "train"):
             self.optimizer = make_optimizer(self.model, settings.optimizer, settings.rates)
         with experiment_faults(experiment, "train", "scheduler"):
@@ -163,6 +165,16 @@ class Trainer:
             return
         raise self.experiment.fault(message, fix, "train", "precision")
 
+    def _declared_parameters(self) -> Path | None:
+        given = self.experiment.parameters
+        if given is None or given.is_file():
+            return given
+        file = RunFolder(given).parameters
+        if not file.is_file():
+            message, fix = f"{given} is not a finished run", "give the folder that physnet train printed"
+            raise self.experiment.fault(message, fix, "train", "parameters")
+        return file
+
     def _warn_of_buffers(self) -> None:
         if self.accelerator.num_processes > 1 and any(True for _ in self.model.buffers()):
             warnings.warn(
@@ -177,6 +189,7 @@ class Trainer:
             "threads": torch.get_num_threads(),
             "processes": self.accelerator.num_processes,
             "parameters": sum(value.numel() for value in self.model.parameters()),
+            **({"begun_with": self._begun_with} if self._begun_with else {}),
         }
 
     @property
@@ -333,7 +346,7 @@ def load_run(folder: str | Path, best: bool = False, changes: Mapping[str, str] 
 
     Raises:
         DeclarationError: if the folder is not a run, or nothing was held out.
-        DataError: if its parameters are damaged.
+        DataError: if its parameters are damaged, or others.
     """
     run = RunFolder(folder)
     if not run.parameters.is_file():
@@ -341,13 +354,7 @@ def load_run(folder: str | Path, best: bool = False, changes: Mapping[str, str] 
     parameters = run.best if best else run.parameters
     if not parameters.is_file():
         raise DeclarationError(f"{folder} has no best epoch", "train with train.validation, or use the last epoch")
-    trainer = Trainer(load_experiment(run.experiment, changes))
-    try:
-        trainer.model.load_state_dict(load_file(parameters))
-        trainer.model.project_parameters()  # other hardware may have other bounds
-    except (SafetensorError, RuntimeError, OSError) as problem:
-        raise DataError(f"{parameters} doesn't hold the parameters of {run.experiment}: {problem}") from None
-    return trainer
+    return Trainer(load_experiment(run.experiment, changes), parameters=parameters)
 
 
 def resume_run(folder: str | Path, changes: Mapping[str, str] | None = None) -> Trainer:
