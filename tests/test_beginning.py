@@ -82,7 +82,8 @@ def test_a_run_says_what_it_began_with_and_needs_it_no_more(rates: Path, tmp_pat
 
 def test_what_does_not_fit_is_named(rates: Path, tmp_path: Path) -> None:
     given = f"parameters: {rates / 'rates'}"
-    with pytest.raises(DataError, match=r"'hidden.b' is \[8\] there, \[9\] here; .*and 1 more"):
+    message = r"'hidden.b' is \[8\] there, \[9\] here; 'hidden_label.w' is \[10, 8\] there, \[10, 9\] here"
+    with pytest.raises(DataError, match=message):
         trainer(declared(given, hidden=9), tmp_path)
     few = {name: value for name, value in parameters(rates / "rates").items() if name != "label.b"}
     save_file({**few, "other.b": torch.zeros(2)}, tmp_path / "few.safetensors")
