@@ -15,19 +15,22 @@ that falls faster, such as 0.9/t**0.88, is nearer to the free equilibrium, and t
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from physnet.coding import Code
 from physnet.continued import Continued
 from physnet.errors import DeclarationError, Fault, RelaxationError, did_you_mean, located
-from physnet.messages import objection
+from physnet.messages import Channel, objection
 from physnet.problem import Problem, State
-from physnet.quantisers import Quantiser, parse_quantiser
+from physnet.quantisers import Quantiser, parse_quantiser, write_quantiser
 from physnet.relaxation import Equilibrium, Integrator, StoppingRule, integrator
-from physnet.schedules import parse_annealing, parse_schedule
-from physnet.spiking import Conversation, Memory
+from physnet.schedules import parse_annealing, parse_schedule, write_annealing
+from physnet.spiking import Conversation, Memory, reach, told
+
+if TYPE_CHECKING:
+    from physnet.model import EnergyModel
 
 
 @integrator
@@ -53,6 +56,7 @@ class SigmaDelta(Integrator):
     idea = "nodes tell each other their states in spikes"
     coordinates = "continued"
     speaks = True
+    pace = "step"
 
     def __init__(
         self,
@@ -74,14 +78,16 @@ class SigmaDelta(Integrator):
             raise DeclarationError(Fault(f"average is {average!r}", fix, ("options", "average")))
         self.steps, self.average = tuple(counts), average
         self.annealing = located(("options", "step_size"), lambda: parse_annealing(step_size))
+        located(("options", "step_size"), lambda: self.annealing.check(sum(counts)))
         named = quantiser if isinstance(quantiser, Mapping) else {}
         self.code = Code(
             located(("options", "quantiser"), lambda: parse_quantiser("sigma_delta" if named else quantiser)),
             tuple((n, located(("options", "quantiser", n), lambda q=q: parse_quantiser(q))) for n, q in named.items()),
             located(("options", "smoothing"), lambda: parse_schedule(smoothing)),
-            tuple((node, _range(node, value)) for node, value in (ranges or {}).items()),
+            tuple((node, _range(node, value)) for node, value in _by_node(ranges)),
             seed,
         )
+        located(("options", "smoothing"), lambda: self.code.smoothing.check(sum(counts)))
 
     @classmethod
     def concerns(cls, problem: Problem) -> bool:
@@ -101,10 +107,11 @@ class SigmaDelta(Integrator):
         )
 
     def relax(self, problem: Problem, state: State, rule: StoppingRule) -> Equilibrium:
-        steps, sums = self.steps[isinstance(problem, Continued)], State()
-        for number, states in enumerate(self.path(problem, state, rule), 1):
+        steps, sums, talk = self.steps[isinstance(problem, Continued)], State(), self._begin(problem, state)
+        for number, states in enumerate(self._steps(talk), 1):
             if number > steps - self.average:
                 sums = {name: sums.get(name, 0) + value for name, value in states.items()}
+        talk.warn_of_wide_states()
         states = {name: value / self.average for name, value in sums.items()}
         residual = rule.residual(states)
         sweeps = torch.full((problem.rows,), steps, dtype=torch.long, device=problem.like.device)
@@ -114,14 +121,24 @@ class SigmaDelta(Integrator):
 
     def path(self, problem: Problem, state: State, rule: StoppingRule) -> Iterator[State]:
         """The states after every step; as many as are declared, whatever the rule allows."""
-        self._check_names(problem)
-        nudged = isinstance(problem, Continued)
-        memory, now = self._resumed(problem) if nudged else None, self.occasion
-        talk = Conversation(problem, self.code, state, memory, now.keys, now.share)
-        held = problem.held if nudged else {}
-        talk.memory.states |= held
-        if not nudged:
-            problem.passed = talk.memory
+        return self._steps(self._begin(problem, state))
+
+    def _begin(self, problem: Problem, state: State) -> Conversation:
+        self._check_names(problem.model)
+        if isinstance(problem, Continued):
+            talk = self._conversation(problem, state, self._resumed(problem))
+            talk.memory.states |= problem.held
+            return talk
+        talk = self._conversation(problem, state, None)
+        problem.passed = talk.memory
+        return talk
+
+    def _conversation(self, problem: Problem, state: State, memory: Memory | None) -> Conversation:
+        return Conversation(problem, self.code, state, memory, self.occasion.keys, self.occasion.share)
+
+    def _steps(self, talk: Conversation) -> Iterator[State]:
+        nudged = isinstance(talk.problem, Continued)
+        held = talk.problem.held if isinstance(talk.problem, Continued) else {}
         for left in range(self.steps[nudged], 0, -1):
             self._step(talk, left, held)
             yield dict(talk.memory.states)
@@ -154,8 +171,37 @@ class SigmaDelta(Integrator):
             )
         return memory.repeated(problem.phases)
 
-    def _check_names(self, problem: Problem) -> None:
-        known = [node.name for node in problem.model.graph.nodes()]
+    def notes(self, model: EnergyModel) -> tuple[str, ...]:
+        code, (free, nudged) = self.code, self.steps
+        notes = [
+            f"steps: {free} of all nodes at once, {nudged} in nudged phases; x <- x + epsilon*(p - x), "
+            f"epsilon = {write_annealing(self.annealing)}",
+            "p: the update below, given what has been heard; of quadratic units before it is clipped",
+            f"encoders and decoders: lambda = {code.smoothing.text}",
+        ]
+        for channel in self._channels(model):
+            quantiser, (lo, hi) = code.of(channel.node), reach(model, code, channel.node)
+            range = "" if quantiser.exact else f", x in [{lo:.4g}, {hi:.4g}]"
+            notes.append(f"messages of {channel.title}: {write_quantiser(quantiser)}{range}")
+        return tuple(notes)
+
+    def _channels(self, model: EnergyModel) -> tuple[Channel, ...]:
+        """Who speaks, in the order of declaration."""
+        places = {node.name: place for place, node in enumerate(model.graph.nodes())}
+        spoken = dict.fromkeys(channel for channels in told(model, self.code) for channel in channels)
+        return tuple(sorted(spoken, key=lambda channel: places[channel.node]))
+
+    def check(self, model: EnergyModel) -> None:
+        self._check_names(model)
+        refused = objection(model.plan)
+        if refused is not None:
+            fix = "use integrator: auto, or an energy whose couplings separate"
+            raise DeclarationError(Fault(f"'{self.name}' can't relax this network: {refused}", fix, ("integrator",)))
+        for channel in self._channels(model):
+            reach(model, self.code, channel.node)
+
+    def _check_names(self, model: EnergyModel) -> None:
+        known = [node.name for node in model.graph.nodes()]
         for key, names in (("quantiser", dict(self.code.quantisers)), ("ranges", dict(self.code.ranges))):
             for name in names.keys() - set(known):
                 message, fix = f"there is no node '{name}'", did_you_mean(name, known)
@@ -164,6 +210,13 @@ class SigmaDelta(Integrator):
 
 def _counts(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _by_node(ranges: Any) -> list[tuple[str, Any]]:
+    if ranges is None or isinstance(ranges, Mapping):
+        return list((ranges or {}).items())
+    fix = "states by node, such as {label: [-1, 2]}"
+    raise DeclarationError(Fault(f"ranges is {ranges!r}", fix, ("options", "ranges")))
 
 
 def _range(node: str, declared: Any) -> tuple[float, float]:

@@ -62,7 +62,7 @@ class Thermal(Integrator):
             raise DeclarationError(fault)
         self.inner = make_integrator(integrator, options or {})
         if self.inner is not None and self.inner.coordinates != "states":
-            message = f"'{integrator}' relaxes nudged phases in {self.inner.coordinates}, and noise acts on states"
+            message = f"nudged phases of '{integrator}' aren't displaced states at rest, and noise acts on states"
             raise DeclarationError(Fault(message, "use integrator: auto", ("options", "integrator")))
         self.noise, self.duration, self.time_step, self.seed = noise, duration, step, seed
 

@@ -4,13 +4,14 @@
 
 A spike is any message but zero. A unit that hears it adds one weight to what it has heard; of a convolution with
 average pooling it is the pooled units that hear. The rate network multiplies once for every pair of units in every
-sweep. Messages of inputs count in every phase that hears them, inputs with the quantiser `identity` not at all.
+sweep. Messages of inputs count in every phase that hears them. Inputs with the quantiser `identity` say nothing: their
+products are made once, by multiplications.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -118,13 +119,14 @@ def reached(
     return found
 
 
-def multiplications(model: EnergyModel) -> tuple[float, float]:
-    """Of the rate network: once for what comes from inputs, and in every sweep."""
+def multiplications(model: EnergyModel, without: Collection[str] = ()) -> tuple[float, float]:
+    """Of the rate network: once for what comes from inputs, but for those named, and in every sweep."""
     plans = model.plan.nodes.values()
 
     def sum_of(sources: Iterable[Source]) -> float:
         device = next(model.parameters()).device
-        parts = (_reach(model, source, model.dtype, device) for source in sources if not source.constant)
+        counted = (source for source in sources if not source.constant and source.neighbour not in without)
+        parts = (_reach(model, source, model.dtype, device) for source in counted)
         return sum(float(part.sum(dtype=torch.float64)) for part in parts)
 
     fields = [part for plan in plans for part in plan.fields]

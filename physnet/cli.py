@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from physnet.declaration import load_experiment
-from physnet.errors import DeclarationError, PhysnetError
+from physnet.errors import CaveatWarning, DeclarationError, PhysnetError
 from physnet.seeing import draw, simulate, sweep
 from physnet.speaking import show_costs
 from physnet.terminal import File, Hardware, Set, changes, console
@@ -146,10 +147,13 @@ def explain(
     experiment = load_experiment(file, changes(change))
     from physnet.explaining import explain as make_explanation
     from physnet.model import compile_energy
+    from physnet.training import experiment_faults
 
     learn = experiment.learn
     model = compile_energy(experiment.graph)
-    explanation = make_explanation(model, learn.protocol, learn.beta, experiment.relax.integrator)
+    asked = experiment.relax
+    with experiment_faults(experiment, "relax"):
+        explanation = make_explanation(model, learn.protocol, learn.beta, asked.integrator, asked.options)
     print(explanation.latex if latex else explanation.text)
 
 
@@ -175,7 +179,10 @@ def check(
     for column in ("protocol", "tensor", "cosine", "relative error", "falls, beta/2"):
         table.add_column(column, justify="left" if column in ("protocol", "tensor") else "right")
     previous = ""
-    for row in check_gradients(trainer.energy, batch, beta, relaxation=relaxation_settings(experiment.relax)):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CaveatWarning)  # printed below
+        rows = list(check_gradients(trainer.energy, batch, beta, relaxation=relaxation_settings(experiment.relax)))
+    for row in rows:
         first = row.protocol if row.protocol != previous else ""
         if first and previous:
             table.add_section()

@@ -152,17 +152,20 @@ class Speaker:
             voice.decoded = torch.lerp(voice.decoded, spikes, smoothing, out=into)
         return spikes
 
+    def fits(self, x: Tensor) -> bool:
+        """Whether there are spikes for all that there is to say; whether that is finite is for others to judge."""
+        lo, hi = (float(side) / self.scale for side in torch.aminmax(self.value(x)))
+        said = lo >= self.lowest - 1e-3 and hi <= self.highest + 1e-3
+        return said or self.quantiser.exact or not math.isfinite(hi - lo)
+
     def check(self, x: Tensor) -> None:
         """Raise `RelaxationError` for an input that can't be said."""
-        u = self.value(x)
-        lo, hi = (float(side) / self.scale for side in torch.aminmax(u))
-        if not self.quantiser.exact and not (lo >= self.lowest - 1e-3 and hi <= self.highest + 1e-3):
-            node = self.channel.node
+        if not self.fits(x):
+            node, (lo, hi) = self.channel.node, map(float, torch.aminmax(self.value(x)))
             raise RelaxationError(
-                f"the input '{node}' says numbers from {lo * self.scale:.3g} to {hi * self.scale:.3g}, and its spikes "
-                f"are for {self.lowest * self.scale:.3g} to {self.highest * self.scale:.3g}: give "
-                f"relax.options.ranges: {{{node}: [{lo * self.scale:.3g}, {hi * self.scale:.3g}]}}, or normalise data "
-                "otherwise"
+                f"the input '{node}' says numbers from {lo:.3g} to {hi:.3g}, and its spikes are for "
+                f"{self.lowest * self.scale:.3g} to {self.highest * self.scale:.3g}: give "
+                f"relax.options.ranges: {{{node}: [{lo:.3g}, {hi:.3g}]}}, or normalise data otherwise"
             )
 
 

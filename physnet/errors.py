@@ -163,6 +163,10 @@ class RelaxationWarning(UserWarning):
     """A relaxation that stopped before it met its tolerance, or whose result deserves a second look."""
 
 
+class CaveatWarning(UserWarning):
+    """Something that a chosen way to equilibrium can't do well; said once for a network."""
+
+
 class DataWarning(UserWarning):
     """Samples that are left out, because they can't be read."""
 

@@ -10,7 +10,7 @@ All of it is read off the plan; nothing is written for one substrate.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import groupby
 from typing import Any, cast
@@ -27,7 +27,7 @@ from physnet.expressions import clip, derivative, symbol
 from physnet.external import BETA, at_current_state, target_symbol
 from physnet.graph import EnergyGraph
 from physnet.imagenotes import correlation, members
-from physnet.integration import choose
+from physnet.integration import choose, make_integrator
 from physnet.model import EnergyModel, check_model
 from physnet.naming import Names, fresh, influence, pair, renamed, tidy, unit, whole
 from physnet.plans import A, Block, NodePlan, Plan, conditional, parameter_slope, roles_of
@@ -39,7 +39,11 @@ from physnet.separation import POST, PRE, GradientOnly, Linear, Quadratic, Scala
 
 
 def explain(
-    model: EnergyModel, protocol: str | Protocol = "centered", beta: float | None = None, integrator: str = "auto"
+    model: EnergyModel,
+    protocol: str | Protocol = "centered",
+    beta: float | None = None,
+    integrator: str = "auto",
+    options: Mapping[str, Any] | None = None,
 ) -> Explanation:
     """Show what follows from a declared energy.
 
@@ -48,24 +52,32 @@ def explain(
         protocol: whose learning rules to show. References have none; that of `centered` leads to them as beta vanishes.
         beta: the nudge, if it is known.
         integrator: the one asked for.
+        options: those of the integrator.
+
+    Raises:
+        DeclarationError: for an integrator or options that there aren't, or that don't fit the network.
     """
     check_model(model, "explain")
     plan, graph = model.plan, model.graph
     method = find_method(protocol)
     phases = {"free phase": plan.blocks} | ({"nudged phase": plan.nudged_blocks} if graph.costs else {})
     blocks = {phase: _taken(plan, order) for phase, order in phases.items()}
+    asked = make_integrator(integrator, options or {})
     integrators, caveats = _integrators(model, integrator)
+    if asked is not None:
+        asked.check(model)
     named, title = graph.name or graph.energy.name, graph.energy.title
     return Explanation(
         title=": ".join(part for part in (named, title) if part) or "a network without a name",
         integrators=_merged(integrators, "every phase"),
-        blocks=_merged(blocks, "every phase"),
+        blocks={} if asked is not None and asked.speaks else _merged(blocks, "every phase"),
         nodes=tuple(_node(model, node) for node in plan.nodes.values()),
         parameters=tuple(_parameter(model, name) for name in graph.tensors()),
         protocol=protocol_of(method),
         beta=beta,
         warnings=(*plan.warnings, *caveats),
         reference=str(method) if isinstance(method, Reference) else "",
+        notes=() if asked is None else asked.notes(model),
     )
 
 

@@ -108,6 +108,7 @@ class Explanation:
     beta: float | None
     warnings: tuple[str, ...]
     reference: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def text(self) -> str:
@@ -144,6 +145,7 @@ class Explanation:
 
 def _summary(explanation: Explanation) -> Iterator[str]:
     yield from (f"integrator, {phase}: {chosen}" for phase, chosen in explanation.integrators.items())
+    yield from explanation.notes
     for phase, order in explanation.blocks.items():
         yield f"blocks, {phase}: {', then '.join(' and '.join(block) for block in order)}"
     protocol, beta = explanation.protocol, explanation.protocol.fixed_beta or explanation.beta

@@ -8,19 +8,24 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import warnings
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from physnet.equilibrium import Equilibrium
-from physnet.errors import DeclarationError, Fault, RelaxationError, did_you_mean
+from physnet.errors import CaveatWarning, DeclarationError, Fault, RelaxationError, did_you_mean
 from physnet.problem import Problem, State
 from physnet.registry import Registry, subclass_of
 from physnet.rows import Share
 from physnet.stopping import StoppingRule
+
+if TYPE_CHECKING:
+    from physnet.model import EnergyModel
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,8 @@ class Integrator(ABC):
     """Whether nodes tell each other messages, that a `Listener` hears."""
     rests: bool = True
     """Whether phases end at equilibria."""
+    pace: str = "sweep"
+    """What one of `max_sweeps` is called."""
     occasion: Occasion = Occasion()
     """Which relaxation this is; known from when it begins."""
 
@@ -63,8 +70,15 @@ class Integrator(ABC):
 
     @classmethod
     def caveats(cls, problem: Problem) -> tuple[str, ...]:
-        """What a user should know before relaxing this problem so; shown by `explain`."""
+        """What a user should know before relaxing this problem so; shown by `explain`, and once as a warning."""
         return ()
+
+    def notes(self, model: EnergyModel) -> tuple[str, ...]:
+        """How it relaxes a network, where that isn't as `explain` says otherwise."""
+        return ()
+
+    def check(self, model: EnergyModel) -> None:  # noqa: B027 most have nothing to check
+        """Raise `DeclarationError` for options that don't fit a network."""
 
     @abstractmethod
     def relax(self, problem: Problem, state: State, rule: StoppingRule) -> Equilibrium:
@@ -84,6 +98,7 @@ def _objection(name: str, thing: Any) -> str | None:
 
 INTEGRATORS: Registry[type[Integrator]] = Registry("integrator", "physnet.integrators", {}, _objection)
 """Integrators by name; `integrators()` sees to it that physnet's own are there."""
+_TOLD: weakref.WeakKeyDictionary[EnergyModel, set[type[Integrator]]] = weakref.WeakKeyDictionary()
 I = TypeVar("I", bound=type[Integrator])  # noqa: E741
 
 
@@ -134,9 +149,18 @@ def construct(kind: type[Integrator], options: Mapping[str, Any]) -> Integrator:
         if wrong is None:
             fault = Fault(f"an option of '{kind.name}' has the wrong type: {error}", f"see {kind.name}", ("options",))
             raise DeclarationError(fault) from None
-        hint = did_you_mean(wrong, known, "it has none")
+        hint = did_you_mean(wrong, known) if known else "it has none"
         message = f"integrator '{kind.name}' has no option '{wrong}'"
         raise DeclarationError(Fault(message, hint, ("options", wrong), at_key=True)) from None
+
+
+def caution(kind: type[Integrator], problem: Problem) -> None:
+    """Warn of what an integrator can't do well for a network, once."""
+    told = _TOLD.setdefault(problem.model, set())
+    if kind not in told:
+        told.add(kind)
+        for caveat in kind.caveats(problem):
+            warnings.warn(caveat, CaveatWarning, stacklevel=4)
 
 
 def choose(problem: Problem, name: str = "auto") -> tuple[type[Integrator], str]:

@@ -38,17 +38,19 @@ NODES, UNITS = 4, 40
 
 @dataclass
 class Trace:
-    """One relaxation, sweep by sweep.
+    """One relaxation, sweep by sweep, or step by step.
 
     Arguments:
         energy: F of every row after each sweep, [sweeps + 1, rows].
         residual: relative residual after each sweep, [sweeps + 1, rows].
         states: the states after each sweep.
+        pace: what a sweep is called.
     """
 
     energy: Tensor
     residual: Tensor
     states: list[State]
+    pace: str = "sweep"
 
 
 @torch.no_grad()
@@ -56,12 +58,16 @@ def trace(problem: Problem, state: State, settings: Relaxation) -> Trace:
     """Relax one sweep at a time, at most as often as these settings allow, and record what happens."""
     chosen, rule, _ = prepared(problem, replace(settings, max_sweeps=min(settings.max_sweeps, MAX_SWEEPS)))
     path = chosen.path(problem, state, rule)
-    states, energy, residual = [state], [problem.energy(state)], [rule.residual(state)]
+
+    def residual_of(state: State) -> Tensor:
+        return rule.residual(state).clamp(max=1.0)  # units at rest that are about to move have no size to compare with
+
+    states, energy, residual = [state], [problem.energy(state)], [residual_of(state)]
     while bool((residual[-1] > rule.tolerance).any()) and (after := next(path, None)) is not None:
         states.append(after)
         energy.append(problem.energy(after))
-        residual.append(rule.residual(after))
-    return Trace(torch.stack(energy), torch.stack(residual), states)
+        residual.append(residual_of(after))
+    return Trace(torch.stack(energy), torch.stack(residual), states, chosen.pace)
 
 
 @torch.no_grad()
@@ -89,11 +95,13 @@ def relaxation_picture(engine: EquilibriumPropagation, batch: Mapping[str, Tenso
     # in float64, so that the picture shows the physics and not the resolution of the energy
     free, nudged = settling(copy.deepcopy(engine).double(), batch)
     figure, axes = _figure(3, "How the network settles")
-    gap = (free.energy - free.energy[-1:])[:-1]
-    _per_sample(axes[0], gap, "free phase: energy above equilibrium", FREE)
+    gap = free.energy - free.energy.amin(0)
+    _per_sample(axes[0], gap, "free phase: energy above its lowest", FREE)
     _per_sample(axes[1], free.residual, "relative residual", FREE)
     _per_sample(axes[1], nudged.residual, "relative residual", NUDGED, len(free.states) - 1)
     _output_paths(axes[2], engine.model.targets, free.states, nudged.states)
+    for axis in axes:
+        axis.set_xlabel(free.pace)
     return _save(figure, path)
 
 
@@ -105,7 +113,7 @@ def _per_sample(axis: Any, values: Tensor, title: str, color: str, offset: int =
     label = "free" if color == FREE else "nudged, +beta"
     marker = "." if len(values) <= MARKED else None
     axis.semilogy(sweeps, median.cpu().numpy(), marker=marker, color=color, linewidth=2, label=f"{label} (median)")
-    axis.set(title=title, xlabel="sweep")
+    axis.set_title(title)
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.legend(frameon=False)
 
@@ -116,7 +124,7 @@ def _output_paths(axis: Any, targets: Mapping[str, Any], free: Sequence[State], 
     values = torch.stack([state[node.node][0].flatten() for state in states]).cpu().numpy()
     axis.plot(values, linewidth=1.2)
     axis.axvspan(len(free) - 1, len(states) - 1, color=NUDGED, alpha=0.12, linewidth=0, label="nudged")
-    axis.set(title=f"states of '{node.node}', one sample", xlabel="sweep")
+    axis.set(title=f"states of '{node.node}', one sample")
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.legend(frameon=False)
 

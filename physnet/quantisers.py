@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from physnet.calls import parse_call
+from physnet.calls import parse_call, write_call
 from physnet.errors import DeclarationError, Fault
 from physnet.registry import Registry, subclass_of
 
@@ -67,7 +67,7 @@ class Identity(Quantiser):
 
 @dataclass(frozen=True)
 class SigmaDelta(Quantiser):
-    """phi' = phi + a,  q = 1[phi' > 1/2],  phi = phi' - q: what was said never falls behind by more than 1/2."""
+    """phi' = phi + a,  q = 1[phi' > 1/2],  phi = phi' - q: what was said is at most 1/2 behind while |a| <= 1."""
 
     accumulators = 1
 
@@ -175,3 +175,8 @@ def parse_quantiser(declared: object) -> Quantiser:
             Fault(f"expected a quantiser, found {declared!r}", f"use one of {', '.join(QUANTISERS)}")
         )
     return parse_call(declared, QUANTISERS)
+
+
+def write_quantiser(quantiser: Quantiser) -> str:
+    """A quantiser as it is declared."""
+    return write_call(quantiser, QUANTISERS)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from physnet.coding import Voice
+from physnet.errors import DeclarationError
 from physnet.listening import Listener
 from physnet.messages import Channel
 from physnet.spiking import Conversation
@@ -66,6 +67,11 @@ class Raster(Listener):
     units: int = UNITS
     tracks: dict[str, Track] = field(default_factory=dict)
 
+    def begin(self, talk: Conversation) -> None:
+        if not 0 <= self.sample < talk.samples.rows:
+            fix = f"samples are 0 to {talk.samples.rows - 1}"
+            raise DeclarationError(f"there is no sample {self.sample} in a batch of {talk.samples.rows}", fix)
+
     def said(self, talk: Conversation, channel: Channel, t: int, message: Tensor, voice: Voice) -> None:
         if channel.decoded not in self.tracks:
             total = message[0].numel()
@@ -104,6 +110,9 @@ def raster_picture(raster: Raster, path: str | Path) -> Path:
     Arguments:
         raster: what was recorded.
         path: where to write the picture; the suffix chooses the format.
+
+    Raises:
+        DeclarationError: if nothing was recorded.
     """
     import matplotlib as mpl
 
@@ -111,6 +120,8 @@ def raster_picture(raster: Raster, path: str | Path) -> Path:
     from matplotlib import pyplot
 
     tracks = sorted(raster.tracks.values(), key=lambda track: track.place)
+    if not tracks:
+        raise DeclarationError("nobody has said anything", "relax with an integrator that sends messages: sigma_delta")
     shown = tracks if len(tracks) <= NODES else [*tracks[: NODES - 1], tracks[-1]]
     figure, grid = pyplot.subplots(
         3, len(shown), figsize=(4.2 * len(shown), 7.2), layout="constrained", squeeze=False, sharex=True,
@@ -132,8 +143,11 @@ def raster_picture(raster: Raster, path: str | Path) -> Path:
             axis.set_xlim(0.5, len(track.steps) + 0.5)
     for axis, label in zip(grid[:, 0], ("unit", "state", "membrane"), strict=True):
         axis.set_ylabel(label)
-    thin = "what neighbours understand is thin" + ", nudged steps are shaded" * any(tracks[0].nudged)
-    figure.suptitle(f"What the nodes tell each other: {thin}")
+    legend = ["what neighbours understand is thin"]
+    legend += ["nudged steps are shaded"] if any(tracks[0].nudged) else []
+    legend += ["negative spikes are red"] if any(bool((torch.stack(t.spikes) < 0).any()) for t in shown) else []
+    legend += [f"{len(shown)} of {len(tracks)} channels"] if len(shown) < len(tracks) else []
+    figure.suptitle(f"What the nodes tell each other: {', '.join(legend)}")
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
     return Path(path)
@@ -151,9 +165,11 @@ def _spikes(axis: Any, track: Track) -> None:
     steps, units = messages.nonzero(as_tuple=True)
     height = max(0.6, min(8.0, 180 / messages.shape[1]))
     colours = [NUDGED if value < 0 else FREE for value in messages[steps, units].tolist()]
-    axis.scatter(steps.numpy() + 1, units.numpy(), marker="|", s=height**2, c=colours, linewidths=0.7)
-    axis.set_ylim(-0.7, messages.shape[1] - 0.3)
-    axis.yaxis.get_major_locator().set_params(integer=True)
+    axis.scatter(steps.numpy() + 1, track.units[units].numpy(), marker="|", s=height**2, c=colours, linewidths=0.7)
+    margin = 0.7 * track.total / messages.shape[1]
+    axis.set_ylim(-margin, track.total - 1 + margin)
+    for ticks in (axis.xaxis, axis.yaxis):
+        ticks.get_major_locator().set_params(integer=True)
 
 
 def _traces(axis: Any, track: Track, units: list[int]) -> None:

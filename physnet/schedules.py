@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import sympy as sp
 
-from physnet.calls import parse_call
+from physnet.calls import parse_call, write_call
 from physnet.errors import DeclarationError, Fault
 from physnet.expressions import parse, symbol
 from physnet.registry import Registry, subclass_of
@@ -35,6 +35,9 @@ class Annealing(ABC):
 
     remembers: ClassVar[int] = 0
     """How many tensors it remembers per node; each is zero before the first step."""
+
+    def check(self, steps: int) -> None:  # noqa: B027 most have nothing to check
+        """Raise `DeclarationError` if it has no value in one of the first steps."""
 
     @abstractmethod
     def size(self, t: int, error: Tensor, memory: Sequence[Tensor]) -> Tensor | float:
@@ -86,16 +89,21 @@ class Schedule(Annealing):
             raise DeclarationError(Fault(f"'{self.text}' is {value:g} at t = {t}", fix))
         return value
 
+    def check(self, steps: int) -> None:
+        self(steps)
+
     def size(self, t: int, error: Tensor, memory: Sequence[Tensor]) -> float:
         return self(t)
 
 
 @dataclass(frozen=True)
 class OptimalAnnealing(Annealing):
-    """Steps as small as the signal of a unit is noisy, from running moments b, d of its error e = p - s:
+    """Steps as small as the signal of a unit is noisy, from running moments b, d of its error e = p - s.
 
         b <- (1 - nu) b + nu e,   d <- (1 - nu) d + nu e^2,   v = (d - b^2)/(1 + l),
         epsilon = 1 - v/d,        l <- (1 - epsilon)^2 l + epsilon^2,       nu <- nu/(1 + nu - target), at first 1
+
+    s is the state as it was left, within its domain; the source takes an average of its own that isn't clipped.
 
     Arguments:
         target: the rate that nu approaches, in (0, 1).
@@ -160,3 +168,8 @@ def parse_annealing(declared: str | float) -> Annealing:
     if name in ANNEALINGS and isinstance(declared, str):
         return parse_call(declared, ANNEALINGS)
     return parse_schedule(declared)
+
+
+def write_annealing(annealing: Annealing) -> str:
+    """A step size as it is declared."""
+    return annealing.text if isinstance(annealing, Schedule) else write_call(annealing, ANNEALINGS)

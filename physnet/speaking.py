@@ -14,6 +14,7 @@ from physnet.terminal import console, write_csv
 if TYPE_CHECKING:
     from physnet.activity import Activity
     from physnet.declaration import Experiment
+    from physnet.equilibrium import Equilibrium
     from physnet.model import EnergyModel
     from physnet.training import Trainer
 
@@ -52,6 +53,7 @@ def show_messages(
     with listening(activity), listening(raster):
         relax(model, relaxation_settings(experiment.relax), target=target, beta=beta, rows=rows, **inputs)
     console.print(_table({"inference" if target is None else "free and nudged phase": activity}))
+    console.print("settling times, energy and simulation.png are of the rate network, messages and raster of spikes")
     write_csv(where / "raster.csv", list(raster.rows()))
     return {"messages": where / "raster.csv", "raster": raster_picture(raster, where / "raster.png")}
 
@@ -68,24 +70,39 @@ def show_costs(trainer: Trainer, inference: Activity) -> None:
     from physnet.listening import listening
     from physnet.relaxation import relax
 
-    engine, columns = trainer.engine, {"inference": inference}
+    engine, counted = trainer.engine, {"inference": inference}
     batch = trainer.test.first(COMPARED)
+    inputs: dict[str, Any] = {name: batch[name] for name in trainer.model.inputs}
+    rows = None if inputs else len(next(iter(batch.values())))
+    once, each = multiplications(trainer.model)
+    heard = {spoken.channel.node for spoken in inference.spoken.values()}
+    exact = once - multiplications(trainer.model, trainer.model.inputs.keys() - heard)[0]
+    compared = {"inference": once + each * mean_sweeps(relax(trainer.energy, rows=rows, **inputs))}
     if isinstance(engine, EquilibriumPropagation):
         with listening(step := Activity(engine.rows_per_sample)):
             engine(**batch)
-        columns["training step"] = step
-    console.print(_table(columns))
-    inputs: dict[str, Any] = {name: batch[name] for name in trainer.model.inputs}
-    once, each = multiplications(trainer.model)
-    rates = relax(trainer.energy, rows=None if inputs else len(next(iter(batch.values()))), **inputs)
-    sweeps = float(rates.sweeps.double().mean())
-    total = once + sweeps * each
-    console.print(
-        f"rate network: {once:,.0f} multiply-accumulates for inputs and {each:,.0f} in a sweep; an inference takes "
-        f"{sweeps:.1f} sweeps, {total:,.0f} in all: one for {inference.operations / inference.samples / total:.2f} "
-        "synaptic operations",
-        highlight=False,
-    )
+        counted["training step"] = step
+        rates = EquilibriumPropagation(trainer.energy, engine.beta, engine.protocol, seed=engine.seed, watch=0)
+        rates(**batch)
+        assert rates.last is not None and rates.last.nudged is not None
+        sweeps = mean_sweeps(rates.last.free) + len(rates.last.betas) * mean_sweeps(rates.last.nudged)
+        compared["training step"] = once + each * sweeps
+    console.print(_table(counted))
+    if exact:
+        console.print(f"and {exact:,.0f} multiply-accumulates for inputs that are told exactly", highlight=False)
+    console.print(f"rate network: {once:,.0f} multiply-accumulates for inputs, {each:,.0f} in a sweep", highlight=False)
+    for name, activity in counted.items():
+        operations, sweeps = activity.operations / activity.samples, (compared[name] - once) / each if each else 0
+        console.print(
+            f"  {name}: {sweeps:.1f} sweeps, {compared[name]:,.0f} multiply-accumulates, where spikes take "
+            f"{(operations + exact) / compared[name]:.2f} times as many operations",
+            highlight=False,
+        )
+
+
+def mean_sweeps(settled: Equilibrium) -> float:
+    """Of a sample and phase."""
+    return float(settled.sweeps.double().mean())
 
 
 def _table(columns: Mapping[str, Activity]) -> Table:

@@ -8,6 +8,7 @@ doesn't depend on the network, so it is worked out for many steps at once, and o
 from __future__ import annotations
 
 import math
+import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,9 +19,10 @@ import torch
 from torch import Tensor
 
 from physnet.codegen import generate_activations, load
-from physnet.coding import Code, Speaker, Voice, copied
+from physnet.coding import Code, Range, Speaker, Voice, copied
 from physnet.continued import Continued
 from physnet.domains import REAL
+from physnet.errors import CaveatWarning
 from physnet.layout import arranged, repeat
 from physnet.listening import listeners
 from physnet.messages import Channel, Hearing, MessagePlan, message_plan
@@ -97,6 +99,25 @@ def _parabolas(plan: Plan) -> Iterator[str]:
             yield name
 
 
+def told(model: EnergyModel, code: Code) -> tuple[tuple[Channel, ...], tuple[Channel, ...]]:
+    """The channels of a network: those of states that change, and those that are worked out beforehand."""
+    spoken, _ = compiled(model, frozenset(name for name in model.inputs if code.of(name).exact))
+    pooled = (channel for item in spoken.pooled for channel in item.spoken)
+    given = (channel for item in spoken.given for channel in item.spoken)
+    return tuple(dict.fromkeys((*spoken.channels, *pooled))), tuple(dict.fromkeys(given))
+
+
+def reach(model: EnergyModel, code: Code, name: str) -> Range:
+    """The lowest and highest state of a node that speaks.
+
+    Raises:
+        DeclarationError: if nothing says.
+    """
+    node = model.graph.node(name)
+    domain = node.domain if node.free or node.domain.period else None
+    return (0.0, 1.0) if code.of(name).exact else code.range(name, node.shape, domain)
+
+
 class Conversation:
     """The messages of a batch, and the exact updates that follow from them.
 
@@ -124,12 +145,11 @@ class Conversation:
         self.spoken, self.functions = compiled(self.model, exact)
         self.memory = Memory(code, 0, start) if memory is None else memory
         self._speakers: dict[str, Speaker] = {}
-        spoken, pooled = self.spoken, (channel for item in self.spoken.pooled for channel in item.spoken)
-        self.live = self._join((*spoken.channels, *pooled), problem.clamped, self.memory.voices)
-        given = (channel for item in spoken.given for channel in item.spoken)
-        self.given = self._join(given, self.samples.clamped, self.memory.inputs)
+        self.live, self.given = told(self.model, code)
+        self._join(self.live, problem.clamped, self.memory.voices)
+        self._join(self.given, self.samples.clamped, self.memory.inputs)
         self.fixed: dict[str, dict[int, Tensor]] = {name: {} for name in self.model.free}
-        for item in spoken.constant:
+        for item in self.spoken.constant:
             states = self.samples.clamped or {"": problem.like}
             self._hear(item, self.functions[item.function](problem.parameters, states))
         self.goals = {node: (problem.domain(node), self._goal(node)) for node in self.model.free}
@@ -140,22 +160,28 @@ class Conversation:
         for listener in self.listeners:
             listener.begin(self)
 
-    def _join(
-        self, channels: Iterable[Channel], clamped: Mapping[str, Tensor], voices: dict[str, Voice]
-    ) -> tuple[Channel, ...]:
+    def _join(self, channels: Iterable[Channel], clamped: Mapping[str, Tensor], voices: dict[str, Voice]) -> None:
         """Give every channel a speaker, and a voice if it has none."""
-        joined = tuple(dict.fromkeys(channels))
-        for channel in joined:
-            node, quantiser = self.model.graph.node(channel.node), self.code.of(channel.node)
-            domain = node.domain if node.free or node.domain.period else None
-            reach = (0.0, 1.0) if quantiser.exact else self.code.range(node.name, node.shape, domain)
-            speaker = self._speakers[channel.decoded] = Speaker(channel, quantiser, reach)
+        for channel in channels:
+            node, range = self.model.graph.node(channel.node), reach(self.model, self.code, channel.node)
+            speaker = self._speakers[channel.decoded] = Speaker(channel, self.code.of(channel.node), range)
             state = self.memory.states[node.name] if node.free else clamped[node.name]
             if channel.decoded not in voices:
                 voices[channel.decoded] = speaker.begin(state)
                 if not node.free:
                     speaker.check(state)
-        return joined
+
+    def warn_of_wide_states(self) -> None:
+        """Warn of free nodes whose states have left the declared range: what goes beyond is never said."""
+        for channel in self.live:
+            states, range = self.memory.states.get(channel.node), dict(self.code.ranges).get(channel.node)
+            if states is not None and range is not None and not self._speakers[channel.decoded].fits(states):
+                warnings.warn(
+                    f"the states of '{channel.node}' leave the range [{range[0]:g}, {range[1]:g}] that its spikes are "
+                    f"for, and neighbours never hear of what is beyond: widen relax.options.ranges.{channel.node}",
+                    CaveatWarning,
+                    stacklevel=5,
+                )
 
     # ---------------------------------------------------------------- one step
 

@@ -111,7 +111,10 @@ class Trainer:
             compiled.initialise(settings.seed)
             model = compiled.to(dtype)
         with experiment_faults(experiment, "relax"):
-            make_integrator(experiment.relax.integrator, experiment.relax.options)
+            self._check_integrator(model, experiment.relax)
+        if experiment.learn.nudged is not None:
+            with experiment_faults(experiment, "learn", "nudged"):
+                self._check_integrator(model, experiment.learn.nudged)
         self._check_precision()
         with experiment_faults(experiment):
             self.engine = engine(model, experiment.relax, experiment.learn, settings.seed, settings.precision)
@@ -154,6 +157,12 @@ class Trainer:
             return self.settings.workers
         neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", str(self.accelerator.num_processes)))
         return max(0, min(MOST_WORKERS, (os.cpu_count() or 1) // neighbours - 1))
+
+    @staticmethod
+    def _check_integrator(model: EnergyModel, declared: NudgedSchema) -> None:
+        made = make_integrator(declared.integrator, declared.options)
+        if made is not None:
+            made.check(model)
 
     def _check_precision(self) -> None:
         precision, dtype, protocol = self.settings.precision, self.settings.dtype, self.experiment.learn.protocol

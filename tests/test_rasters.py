@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from typer.testing import CliRunner
 
 from physnet.cli import app
+from physnet.errors import DeclarationError
 from physnet.graph import EnergyGraph
 from physnet.listening import listening
 from physnet.model import compile_energy
@@ -62,6 +64,47 @@ def test_a_recording_obeys_encoder_and_decoder(float64: None, tmp_path: Path) ->
     assert raster_picture(raster, tmp_path / "raster.png").stat().st_size > 10_000
 
 
+def test_a_picture_has_the_units_at_their_numbers_and_says_what_it_leaves_out(
+    float64: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = EnergyGraph("hopfield").input("image", 6).state("h0", 240)
+    for number in range(4):
+        graph.state(f"h{number + 1}", 3, domain=[-1, 1]).couple(f"h{number}", f"h{number + 1}")
+    model, raster = compile_energy(graph.couple("image", "h0")), Raster(units=50)
+    with listening(raster):
+        relax(model, Relaxation("sigma_delta", options={"steps": 12}), image=torch.rand(2, 6))
+    from matplotlib import pyplot
+
+    figures: list[Any] = []
+    monkeypatch.setattr(pyplot, "close", figures.append)
+    raster_picture(raster, tmp_path / "raster.png")
+    assert "4 of 6 channels" in figures[0].get_suptitle()
+    axis = next(axis for axis in figures[0].axes if axis.get_title().startswith("h0"))
+    shown = {round(float(y)) for _, y in axis.collections[0].get_offsets()}
+    spoken = torch.stack(raster.tracks["h0: x"].spikes).any(0).nonzero().flatten()
+    assert shown == {int(unit) for unit in raster.tracks["h0: x"].units[spoken]} and max(shown) > 200
+
+
+def test_there_is_no_picture_of_silence_and_no_sample_beyond_the_batch(tmp_path: Path) -> None:
+    with pytest.raises(DeclarationError, match="nobody has said anything"):
+        raster_picture(Raster(), tmp_path / "raster.png")
+    model = compile_energy(EnergyGraph("hopfield").input("image", 6).state("h", 3).couple("image", "h"))
+    with listening(Raster(sample=2)), pytest.raises(DeclarationError, match="no sample 2 in a batch of 2"):
+        relax(model, Relaxation("sigma_delta"), image=torch.rand(2, 6))
+
+
+def test_what_inputs_that_are_told_exactly_cost_counts_too(tmp_path: Path) -> None:
+    """64 x 12 products of the image, once; a step of the label and of the hidden units adds to 10 or 12 units."""
+    file, runner = tmp_path / "exact.yaml", CliRunner()
+    file.write_text(SPIKING.replace("steps: [12, 6]", "steps: [12, 6], quantiser: {image: identity}"))
+    assert runner.invoke(app, ["train", str(file), "--out", str(tmp_path / "run")]).exit_code == 0
+    output = runner.invoke(app, ["evaluate", str(tmp_path / "run")]).output
+    assert "and 768 multiply-accumulates for inputs that are told exactly" in output
+    operations = int(re.findall(r"all\s*│\s*\d+\s*│\s*│\s*[0-9,]+\s*│\s*([0-9,]+)", output)[0].replace(",", ""))
+    total, ratio = re.findall(r"inference: [0-9.]+ sweeps, ([0-9,]+) .* take ([0-9.]+) times", output)[0]
+    assert float(ratio) == pytest.approx((operations + 768) / int(total.replace(",", "")), abs=0.006)
+
+
 def test_commands_show_messages_of_networks_that_have_any(tmp_path: Path) -> None:
     file, runner = tmp_path / "spiking.yaml", CliRunner()
     file.write_text(SPIKING)
@@ -79,9 +122,10 @@ def test_commands_show_messages_of_networks_that_have_any(tmp_path: Path) -> Non
     assert (tmp_path / "simulated" / "raster.png").exists()
     shown("train", file, "--out", tmp_path / "run")
     output = shown("evaluate", tmp_path / "run")
-    assert (
-        "training step" in output and "rate network: 768 multiply-accumulates for inputs and 240 in a sweep" in output
-    )
+    assert "rate network: 768 multiply-accumulates for inputs, 240 in a sweep" in output
+    for name in ("inference", "training step"):
+        sweeps, total = re.findall(rf"{name}: ([0-9.]+) sweeps, ([0-9,]+) multiply-accumulates", output)[0]
+        assert int(total.replace(",", "")) == pytest.approx(768 + 240 * float(sweeps), abs=12.5)
     other = ["--set", "relax.integrator=auto", "--set", "relax.options={}"]
     assert "synaptic" not in shown("simulate", file, *other, "--samples", 2, "--out", tmp_path / "rates")
     assert not (tmp_path / "rates" / "raster.csv").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from hypothesis import strategies as st
 from networks import ENTRIES, TIGHT, batch, catalogue_model
 from torch import Tensor
 
-from physnet.errors import DeclarationError, RelaxationError
+from physnet.declaration import parse_experiment
+from physnet.errors import CaveatWarning, DeclarationError, RelaxationError
 from physnet.explaining import explain
 from physnet.graph import EnergyGraph
 from physnet.integration import make_integrator
@@ -25,6 +27,7 @@ from physnet.quantisers import parse_quantiser
 from physnet.relaxation import Relaxation, relax, run_nudged
 from physnet.rows import Share
 from physnet.schedules import OptimalAnnealing, parse_annealing, parse_schedule
+from physnet.training import Trainer
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 pytestmark = pytest.mark.usefixtures("float64")
@@ -163,6 +166,22 @@ def test_a_picture_shows_every_step_of_both_phases() -> None:
         assert np.allclose(found["hidden"], published(model, x, None, count)["hidden"], atol=1e-12)
     for count, found in enumerate(nudged.states):
         assert np.allclose(found["label"], published(model, x, y, 30, 0.5, count)["label"], atol=1e-12)
+    residuals = torch.cat([free.residual, nudged.residual])
+    assert bool((residuals <= 1).all())  # of silent units that are about to speak it is anything
+
+
+def test_states_beyond_the_range_of_their_spikes_are_told_of() -> None:
+    model, (x, _) = two_layers(), batch(units=6)
+    assert float(relax(model, spiking(ranges={"hidden": [0, 1.5]}), image=x)["hidden"].max()) > 0.2
+    with pytest.warns(CaveatWarning, match=r"'hidden' leave the range \[0, 0.1\].*relax.options.ranges.hidden"):
+        relax(model, spiking(ranges={"hidden": [0, 0.1]}), image=x)
+
+
+def test_inputs_that_are_not_finite_are_blamed() -> None:
+    model, (x, _) = two_layers(), batch(units=6)
+    x[1, 2] = torch.nan
+    with pytest.raises(RelaxationError, match="input 'image' holds values that are not finite"):
+        relax(model, spiking(steps=5), image=x)
 
 
 def test_what_inputs_say_ahead_is_what_they_say_step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,11 +216,12 @@ def test_any_energy_whose_couplings_separate_can_be_told_in_spikes(energy: str) 
 def test_gradients_are_those_of_rates(protocol: str) -> None:
     model, (x, y) = two_layers(), batch(units=6)
     exact = gradients(EquilibriumPropagation(model, 0.5, protocol, relaxation=TIGHT, watch=0), image=x, target=y)
-    for quantiser, size, least in (("identity", 0.5, 1 - 1e-9), ("sigma_delta", "0.843/t**0.0923", 0.99)):
+    ways = ("identity", 0.5, 1 - 1e-9), ("sigma_delta", "0.843/t**0.0923", 0.99), ("sigma_delta", "osa", 0.99)
+    for quantiser, size, least in ways:
         relaxation = spiking(steps=[200, 100], quantiser=quantiser, step_size=size)
         found = gradients(EquilibriumPropagation(model, 0.5, protocol, relaxation=relaxation), image=x, target=y)
         for name, value in exact.items():
-            assert float(torch.cosine_similarity(found[name].flatten(), value.flatten(), 0)) > least, (name, quantiser)
+            assert float(torch.cosine_similarity(found[name].flatten(), value.flatten(), 0)) > least, (name, size)
 
 
 def test_the_mean_gradient_of_random_spikes_comes_near_that_of_rates_the_longer_they_are_averaged() -> None:
@@ -242,23 +262,28 @@ def test_random_spikes_are_drawn_anew_for_every_batch_and_shared_rows_keep_their
         assert torch.equal(states(1, share.rows, share), first[:, share.rows])
 
 
-# --------------------------------------------------------------------------- published figures
+# --------------------------------------------------------------------------- figures of others
 
 
-def test_the_ranking_and_the_slopes_of_the_published_table() -> None:
+def test_the_ranking_and_the_slopes_of_quantised_dynamics() -> None:
     import spiking_convergence
 
     found = spiking_convergence.measured(seeds=3)
-    for operator in spiking_convergence.OPERATORS[1:]:  # within a factor of three of what was published, everywhere
-        ratios = np.array(found[operator.name]) / np.array(operator.published)
+    noisy = [operator for operator in spiking_convergence.OPERATORS[1:] if operator.reference]
+    for operator in noisy:  # another net of the same kind, by another program: a factor of three, everywhere
+        ratios = np.array(found[operator.name]) / np.array(operator.reference)
         assert (ratios > 1 / 3).all() and (ratios < 3).all(), operator.name
-    at_400 = [found[operator.name][-1] for operator in spiking_convergence.OPERATORS[1:]]
+        slopes = spiking_convergence.slope(found[operator.name]), spiking_convergence.slope(operator.reference)
+        assert slopes[0] == pytest.approx(slopes[1], abs=0.15), operator.name
+    at_400 = [found[operator.name][-1] for operator in noisy]
     constant, stochastic, linear, root, slow, fast = at_400
     assert fast < slow < min(linear, root) < max(linear, root) < stochastic < constant
     assert found["sigma-delta, 1/2"][-1] > 0.5 * found["sigma-delta, 1/2"][1]  # which doesn't converge
     assert found["continuous, 1/2"][-1] < 1e-10
+    assert found["predictive, annealed"][-1] < slow  # each unit anneals as fast as its noise allows
 
 
+@pytest.mark.filterwarnings("ignore::physnet.errors.CaveatWarning")
 def test_average_pooling_keeps_the_gradient_and_max_pooling_does_not() -> None:
     import spiking_gradient
 
@@ -273,7 +298,11 @@ def test_max_pooling_without_quantisers_is_that_of_rates_and_has_a_caveat_with_t
 
     model = spiking_gradient.network("max")
     image = spiking_gradient.batch(4)["image"]
-    exact = relax(model, spiking(steps=400, quantiser="identity", step_size=0.5), image=image)
+    with pytest.warns(CaveatWarning, match="winners of 'image_c1'"):
+        relax(model, spiking(steps=2), image=image)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", CaveatWarning)  # once is enough
+        exact = relax(model, spiking(steps=400, quantiser="identity", step_size=0.5), image=image)
     assert float(exact.residual.max()) < 1e-12  # by the exact updates of the energy itself
     shown = explain(model, integrator="sigma_delta")
     assert any("winners of 'image_c1' are those of spikes" in warning for warning in shown.warnings)
@@ -323,13 +352,16 @@ def test_units_of_both_signs_in_one_node_can_speak() -> None:
         ({"average": 200}, "average"),
         ({"step_size": "2/t"}, "at t = 1"),
         ({"smoothing": "q"}, "depends on q"),
+        ({"steps": [40, 20], "step_size": "1 - t/50"}, "is 0 at t = 50"),
+        ({"steps": [40, 20], "smoothing": "1 - t/60"}, "is 0 at t = 60"),
         ({"quantiser": "sigma"}, "unknown quantiser"),
         ({"quantiser": {"hidden": "nbit(0)"}}, "bits"),
         ({"ranges": {"hidden": [1, 0]}}, "range of 'hidden'"),
-        ({"ranges": [0, 1]}, "wrong type"),
+        ({"ranges": [0, 1]}, "wrong type|such as {label"),
         ({"steps": 1.5}, "wrong type|steps"),
         ({"step_size": [0.1]}, "wrong type|step_size"),
         ({"stepsize": 0.1}, "did you mean step_size"),
+        ({"lambda": 0.1}, "known: steps, step_size"),
     ],
 )
 def test_options_that_make_no_sense_are_refused_when_they_are_read(options: dict[str, Any], message: str) -> None:
@@ -352,3 +384,42 @@ def test_what_cannot_be_told_in_spikes_says_why() -> None:
     with pytest.raises(RelaxationError, match="prediction"):
         graph = EnergyGraph("predictive").input("image", 5).output("label", 3, cost="(x - y)**2/2")
         relax(compile_energy(graph.couple("image", "label")), spiking(), image=x)
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ("quantiser: {lable: identity}", r"spikes.yaml:5:.*there is no node 'lable'.*did you mean label"),
+        ("ranges: {hiden: [0, 1]}", r"spikes.yaml:5:.*there is no node 'hiden'.*did you mean hidden"),
+        ("steps: 10", r"spikes.yaml:5:.*states of 'label' have no largest value"),
+    ],
+)
+def test_options_that_do_not_fit_the_network_are_found_in_the_file_before_a_run_begins(
+    options: str, line: str, tmp_path: Path
+) -> None:
+    declared = f"""\
+energy: hopfield
+nodes: {{image: {{shape: 64, role: input}}, hidden: {{shape: 8}}, label: {{shape: 10, role: output, domain: real}}}}
+edges: [image -> hidden, hidden -> label]
+cost: (x - y)**2/2
+relax: {{integrator: sigma_delta, options: {{{options}}}}}
+train: {{data: digits}}
+"""
+    with pytest.raises(DeclarationError, match=f"(?s){line}"):
+        Trainer(parse_experiment(declared, "spikes.yaml"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_explain_says_what_nodes_tell_each_other() -> None:
+    options = {"steps": [30, 12], "quantiser": {"image": "nbit(3)"}, "step_size": "osa", "smoothing": "0.9/t**0.88"}
+    shown = explain(two_layers(), integrator="sigma_delta", options=options)
+    assert shown.notes[0].startswith("steps: 30 of all nodes at once, 12 in nudged phases") and "osa" in shown.notes[0]
+    assert shown.notes[2:] == (
+        "encoders and decoders: lambda = 0.9/t**0.88",
+        "messages of image: nbit(bits=3), x in [0, 1]",
+        "messages of hidden: sigma_delta, x in [0, 1]",
+        "messages of label: sigma_delta, x in [0, 1]",
+    )
+    assert "blocks" not in shown.text
+    with pytest.raises(DeclarationError, match="no node 'lable'"):
+        explain(two_layers(), integrator="sigma_delta", options={"ranges": {"lable": [0, 1]}})
