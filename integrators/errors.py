@@ -84,10 +84,11 @@ class Errors(Integrator):
         if not isinstance(problem, InErrors):
             yield free_pass(problem, self.name).states
             return
-        work = Rounds.begin(problem, state)
+        work, sweeps = Rounds.begin(problem, state), 1
         yield work.found.back.errors
-        for _ in range(rule.max_sweeps - 1):
+        while sweeps < rule.max_sweeps and not rule.met(work.found.back.errors):
             work.go_on(rule)
+            sweeps += 1
             yield work.found.back.errors
 
 

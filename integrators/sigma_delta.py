@@ -78,7 +78,7 @@ class SigmaDelta(Integrator):
             raise DeclarationError(Fault(f"average is {average!r}", fix, ("options", "average")))
         self.steps, self.average = tuple(counts), average
         self.annealing = located(("options", "step_size"), lambda: parse_annealing(step_size))
-        located(("options", "step_size"), lambda: self.annealing.check(sum(counts)))
+        located(("options", "step_size"), lambda: self.annealing.check(counts[0]))
         named = quantiser if isinstance(quantiser, Mapping) else {}
         self.code = Code(
             located(("options", "quantiser"), lambda: parse_quantiser("sigma_delta" if named else quantiser)),
@@ -87,7 +87,7 @@ class SigmaDelta(Integrator):
             tuple((node, _range(node, value)) for node, value in _by_node(ranges)),
             seed,
         )
-        located(("options", "smoothing"), lambda: self.code.smoothing.check(sum(counts)))
+        located(("options", "smoothing"), lambda: self.code.smoothing.check(counts[0]))
 
     @classmethod
     def concerns(cls, problem: Problem) -> bool:
@@ -97,13 +97,12 @@ class SigmaDelta(Integrator):
     def refusal(cls, problem: Problem) -> str | None:
         return objection(problem.model.plan)
 
-    @classmethod
-    def caveats(cls, problem: Problem) -> tuple[str, ...]:
+    def caveats(self, problem: Problem) -> tuple[str, ...]:
         return tuple(
             f"the winners of '{name}' are those of spikes, which change from step to step, so that gradients of what "
             "comes before it are visibly wrong: use avg_pool2d, which is linear"
             for name, edge in problem.model.plan.edges.items()
-            if edge.selects
+            if edge.selects and not self.code.of(edge.edge.pre).exact
         )
 
     def relax(self, problem: Problem, state: State, rule: StoppingRule) -> Equilibrium:
@@ -199,6 +198,8 @@ class SigmaDelta(Integrator):
             raise DeclarationError(Fault(f"'{self.name}' can't relax this network: {refused}", fix, ("integrator",)))
         for channel in self._channels(model):
             reach(model, self.code, channel.node)
+        for key, schedule in (("step_size", self.annealing), ("smoothing", self.code.smoothing)):
+            located(("options", key), lambda schedule=schedule: schedule.check(sum(self.steps)))
 
     def _check_names(self, model: EnergyModel) -> None:
         known = [node.name for node in model.graph.nodes()]

@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from physnet.declaration import load_experiment
-from physnet.errors import CaveatWarning, DeclarationError, PhysnetError
+from physnet.errors import DeclarationError, PhysnetError
 from physnet.seeing import draw, simulate, sweep
 from physnet.speaking import show_costs
 from physnet.terminal import File, Hardware, Set, changes, console
@@ -179,21 +177,13 @@ def check(
     for column in ("protocol", "tensor", "cosine", "relative error", "falls, beta/2"):
         table.add_column(column, justify="left" if column in ("protocol", "tensor") else "right")
     previous = ""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", CaveatWarning)  # printed below
-        rows = list(check_gradients(trainer.energy, batch, beta, relaxation=relaxation_settings(experiment.relax)))
-    for row in rows:
+    for row in check_gradients(trainer.energy, batch, beta, relaxation=relaxation_settings(experiment.relax)):
         first = row.protocol if row.protocol != previous else ""
         if first and previous:
             table.add_section()
         previous = row.protocol
         table.add_row(first, row.tensor, f"{row.cosine:.6f}", f"{row.error:.2e}", f"{row.fall:.2f} x")
     console.print(table)
-    from physnet.integration import choose
-
-    problem = trainer.energy.problem(samples, **{name: batch[name] for name in trainer.energy.inputs})
-    for caveat in choose(problem, experiment.relax.integrator)[0].caveats(problem):
-        console.print(f"[yellow]{escape(caveat)}[/]")
 
 
 def _updates_table(trainer: Trainer, batch: dict[str, Any], beta: float) -> Table:

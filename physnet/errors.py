@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import warnings
+import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -165,6 +167,17 @@ class RelaxationWarning(UserWarning):
 
 class CaveatWarning(UserWarning):
     """Something that a chosen way to equilibrium can't do well; said once for a network."""
+
+
+_TOLD: weakref.WeakKeyDictionary[object, set[str]] = weakref.WeakKeyDictionary()
+
+
+def caution(network: object, message: str) -> None:
+    """Warn of what can't be done well for a network, once."""
+    told = _TOLD.setdefault(network, set())
+    if message not in told:
+        told.add(message)
+        warnings.warn(message, CaveatWarning, stacklevel=4)
 
 
 class DataWarning(UserWarning):

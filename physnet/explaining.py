@@ -27,7 +27,7 @@ from physnet.expressions import clip, derivative, symbol
 from physnet.external import BETA, at_current_state, target_symbol
 from physnet.graph import EnergyGraph
 from physnet.imagenotes import correlation, members
-from physnet.integration import choose, make_integrator
+from physnet.integration import Integrator, choose, make_integrator
 from physnet.model import EnergyModel, check_model
 from physnet.naming import Names, fresh, influence, pair, renamed, tidy, unit, whole
 from physnet.plans import A, Block, NodePlan, Plan, conditional, parameter_slope, roles_of
@@ -63,7 +63,7 @@ def explain(
     phases = {"free phase": plan.blocks} | ({"nudged phase": plan.nudged_blocks} if graph.costs else {})
     blocks = {phase: _taken(plan, order) for phase, order in phases.items()}
     asked = make_integrator(integrator, options or {})
-    integrators, caveats = _integrators(model, integrator)
+    integrators, caveats = _integrators(model, integrator, asked)
     if asked is not None:
         asked.check(model)
     named, title = graph.name or graph.energy.name, graph.energy.title
@@ -100,7 +100,7 @@ def _merged(phases: dict[str, Any], every: str) -> dict[str, Any]:
     return {every: first} if all(first == other for other in others) else phases
 
 
-def _integrators(model: EnergyModel, name: str) -> tuple[dict[str, str], tuple[str, ...]]:
+def _integrators(model: EnergyModel, name: str, asked: Integrator | None) -> tuple[dict[str, str], tuple[str, ...]]:
     """What is chosen for each phase and why, and its caveats; asked with a batch of one blank sample."""
     blank = {name: torch.zeros(1, *node.data_shape) for name, node in model.inputs.items()}
     with torch.no_grad():
@@ -110,7 +110,7 @@ def _integrators(model: EnergyModel, name: str) -> tuple[dict[str, str], tuple[s
             targets = {name: torch.zeros(1, *node.shape) for name, node in model.targets.items()}
             problems["nudged phase"] = problem.nudged(targets, [0.0])
     chosen = {phase: choose(asked, name) for phase, asked in problems.items()}
-    caveats = dict.fromkeys(item for kind, _ in chosen.values() for item in kind.caveats(problem))
+    caveats = dict.fromkeys(item for kind, _ in chosen.values() for item in (asked or kind()).caveats(problem))
     return {
         phase: f"{kind.name}, {'since ' * (reason != 'asked for')}{reason.replace(f'{kind.name}: ', '')}"
         for phase, (kind, reason) in chosen.items()

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import warnings
-import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from physnet.equilibrium import Equilibrium
-from physnet.errors import CaveatWarning, DeclarationError, Fault, RelaxationError, did_you_mean
+from physnet.errors import DeclarationError, Fault, RelaxationError, did_you_mean
 from physnet.problem import Problem, State
 from physnet.registry import Registry, subclass_of
 from physnet.rows import Share
@@ -68,8 +66,7 @@ class Integrator(ABC):
     def refusal(cls, problem: Problem) -> str | None:
         """Why this integrator can't relax the problem; `None` if it can."""
 
-    @classmethod
-    def caveats(cls, problem: Problem) -> tuple[str, ...]:
+    def caveats(self, problem: Problem) -> tuple[str, ...]:
         """What a user should know before relaxing this problem so; shown by `explain`, and once as a warning."""
         return ()
 
@@ -85,9 +82,11 @@ class Integrator(ABC):
         """Relax from a state inside the domains. Runs without autograd."""
 
     def path(self, problem: Problem, state: State, rule: StoppingRule) -> Iterator[State]:
-        """The states after every sweep, to be looked at; as many sweeps as the rule allows."""
+        """The states after every sweep, to be looked at, until the rule is met."""
         single = StoppingRule(problem, torch.finfo(problem.like.dtype).eps, 1)
         for _ in range(rule.max_sweeps):
+            if rule.met(state):
+                return
             state = self.relax(problem, state, single).states
             yield state
 
@@ -98,7 +97,6 @@ def _objection(name: str, thing: Any) -> str | None:
 
 INTEGRATORS: Registry[type[Integrator]] = Registry("integrator", "physnet.integrators", {}, _objection)
 """Integrators by name; `integrators()` sees to it that physnet's own are there."""
-_TOLD: weakref.WeakKeyDictionary[EnergyModel, set[type[Integrator]]] = weakref.WeakKeyDictionary()
 I = TypeVar("I", bound=type[Integrator])  # noqa: E741
 
 
@@ -152,15 +150,6 @@ def construct(kind: type[Integrator], options: Mapping[str, Any]) -> Integrator:
         hint = did_you_mean(wrong, known) if known else "it has none"
         message = f"integrator '{kind.name}' has no option '{wrong}'"
         raise DeclarationError(Fault(message, hint, ("options", wrong), at_key=True)) from None
-
-
-def caution(kind: type[Integrator], problem: Problem) -> None:
-    """Warn of what an integrator can't do well for a network, once."""
-    told = _TOLD.setdefault(problem.model, set())
-    if kind not in told:
-        told.add(kind)
-        for caveat in kind.caveats(problem):
-            warnings.warn(caveat, CaveatWarning, stacklevel=4)
 
 
 def choose(problem: Problem, name: str = "auto") -> tuple[type[Integrator], str]:

@@ -109,6 +109,11 @@ class Engine(nn.Module):
         """The states of the last batch, where the next one starts from them."""
         return {}
 
+    @property
+    def relaxations(self) -> Mapping[tuple[str, ...], Relaxation]:
+        """How phases relax, by where an experiment says so."""
+        return {}
+
     def count(self, step: int | None) -> None:
         """Note the number of a batch."""
         self.batches = self.batches + 1 if step is None else step
@@ -229,6 +234,10 @@ class EquilibriumPropagation(Engine):
     @property
     def nudge(self) -> float:
         return self.beta
+
+    @property
+    def relaxations(self) -> Mapping[tuple[str, ...], Relaxation]:
+        return {("relax",): self.relaxation, ("learn", "nudged"): self.nudged}
 
     @property
     def carried(self) -> State:

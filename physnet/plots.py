@@ -57,13 +57,12 @@ class Trace:
 def trace(problem: Problem, state: State, settings: Relaxation) -> Trace:
     """Relax one sweep at a time, at most as often as these settings allow, and record what happens."""
     chosen, rule, _ = prepared(problem, replace(settings, max_sweeps=min(settings.max_sweeps, MAX_SWEEPS)))
-    path = chosen.path(problem, state, rule)
 
     def residual_of(state: State) -> Tensor:
         return rule.residual(state).clamp(max=1.0)  # units at rest that are about to move have no size to compare with
 
     states, energy, residual = [state], [problem.energy(state)], [residual_of(state)]
-    while bool((residual[-1] > rule.tolerance).any()) and (after := next(path, None)) is not None:
+    for after in chosen.path(problem, state, rule):
         states.append(after)
         energy.append(problem.energy(after))
         residual.append(residual_of(after))

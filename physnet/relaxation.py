@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from physnet.equilibrium import Equilibrium, judge
-from physnet.errors import DeclarationError, Fault, RelaxationError, ShapeError
-from physnet.integration import Integrator, Occasion, caution, choose, construct, integrator
+from physnet.errors import DeclarationError, Fault, RelaxationError, ShapeError, caution
+from physnet.integration import Integrator, Occasion, choose, construct, integrator
 from physnet.layout import arranged
 from physnet.model import check_model
 from physnet.nudged import Nudged
@@ -201,7 +201,8 @@ def run(problem: Problem, state: State, settings: Relaxation, *, quiet: bool = F
         RelaxationError: for states that aren't finite, and what integrators raise.
     """
     chosen, rule, reason = prepared(problem, settings)
-    caution(type(chosen), problem)
+    for caveat in chosen.caveats(problem):
+        caution(problem.model, caveat)
     with torch.no_grad(), full_precision(problem.like.device):
         result = replace(chosen.relax(problem, state, rule), reason=reason)
         if angles(problem):

@@ -154,6 +154,24 @@ def read_parameters(model: EnergyModel, file: Path) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+def read_declared_parameters(model: EnergyModel, experiment: Experiment) -> str | None:
+    """Give a model the parameters that its experiment begins with, if it names any; their SHA-256.
+
+    Raises:
+        DeclarationError: if there are none, or others.
+    """
+    given, fix = experiment.parameters, "give a finished run of a network that has the same tensors"
+    if given is None:
+        return None
+    file = given if given.is_file() else RunFolder(given).parameters
+    if not file.is_file():
+        raise experiment.fault(f"{given} is not a finished run", fix, "train", "parameters")
+    try:
+        return read_parameters(model, file)
+    except DataError as problem:
+        raise experiment.fault(str(problem), fix, "train", "parameters") from None
+
+
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     return {name: str(list(value.shape)) for name, value in tensors.items()}
 

@@ -141,8 +141,11 @@ def _network(
     experiment = load_experiment(file, changes(change) | exact | hardware)
     if not nudged and all(node.free for node in experiment.graph.nodes()):
         from physnet.model import compile_energy
+        from physnet.runs import read_declared_parameters
 
-        return experiment, compile_energy(experiment.graph, experiment.train.seed).double(), None
+        model = compile_energy(experiment.graph, experiment.train.seed).double()
+        read_declared_parameters(model, experiment)
+        return experiment, model, None
     from physnet.training import Trainer
 
     trainer = Trainer(experiment)

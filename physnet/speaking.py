@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from physnet.activity import Activity
     from physnet.declaration import Experiment
     from physnet.equilibrium import Equilibrium
+    from physnet.learning import Engine
     from physnet.model import EnergyModel
     from physnet.training import Trainer
 
@@ -68,7 +69,6 @@ def show_costs(trainer: Trainer, inference: Activity) -> None:
     from physnet.activity import Activity, multiplications
     from physnet.learning import EquilibriumPropagation
     from physnet.listening import listening
-    from physnet.relaxation import relax
 
     engine, counted = trainer.engine, {"inference": inference}
     batch = trainer.test.first(COMPARED)
@@ -77,32 +77,42 @@ def show_costs(trainer: Trainer, inference: Activity) -> None:
     once, each = multiplications(trainer.model)
     heard = {spoken.channel.node for spoken in inference.spoken.values()}
     exact = once - multiplications(trainer.model, trainer.model.inputs.keys() - heard)[0]
-    compared = {"inference": once + each * mean_sweeps(relax(trainer.energy, rows=rows, **inputs))}
-    if isinstance(engine, EquilibriumPropagation):
+    rates = _in_rates(trainer)
+    sweeps = {"inference": mean_sweeps(rates, rates.settle(inputs, rows))}
+    if isinstance(engine, EquilibriumPropagation) and engine.reference is None:
         with listening(step := Activity(engine.rows_per_sample)):
             engine(**batch)
         counted["training step"] = step
-        rates = EquilibriumPropagation(trainer.energy, engine.beta, engine.protocol, seed=engine.seed, watch=0)
         rates(**batch)
         assert rates.last is not None and rates.last.nudged is not None
-        sweeps = mean_sweeps(rates.last.free) + len(rates.last.betas) * mean_sweeps(rates.last.nudged)
-        compared["training step"] = once + each * sweeps
+        free, nudged = mean_sweeps(rates, rates.last.free), mean_sweeps(rates, rates.last.nudged)
+        sweeps["training step"] = free + len(rates.last.betas) * nudged
     console.print(_table(counted))
     if exact:
         console.print(f"and {exact:,.0f} multiply-accumulates for inputs that are told exactly", highlight=False)
     console.print(f"rate network: {once:,.0f} multiply-accumulates for inputs, {each:,.0f} in a sweep", highlight=False)
     for name, activity in counted.items():
-        operations, sweeps = activity.operations / activity.samples, (compared[name] - once) / each if each else 0
+        operations, total = activity.operations / activity.samples + exact, once + each * sweeps[name]
         console.print(
-            f"  {name}: {sweeps:.1f} sweeps, {compared[name]:,.0f} multiply-accumulates, where spikes take "
-            f"{(operations + exact) / compared[name]:.2f} times as many operations",
+            f"  {name}: {sweeps[name]:.1f} sweeps, {total:,.0f} multiply-accumulates, where spikes take "
+            f"{operations / total:.2f} times as many operations",
             highlight=False,
         )
 
 
-def mean_sweeps(settled: Equilibrium) -> float:
-    """Of a sample and phase."""
-    return float(settled.sweeps.double().mean())
+def _in_rates(trainer: Trainer) -> Engine:
+    """What would train the same network in rates."""
+    from physnet.training import engine
+
+    declared = trainer.experiment
+    relax = declared.relax.model_copy(update={"integrator": "auto", "options": {}, "tolerance": None})
+    learn = declared.learn.model_copy(update={"nudged": None})
+    return engine(trainer.energy, relax, learn, declared.train.seed)
+
+
+def mean_sweeps(engine: Engine, settled: Equilibrium) -> float:
+    """Of a sample in a phase, in all its starts."""
+    return float(settled.sweeps.double().mean()) * engine.rows_per_sample
 
 
 def _table(columns: Mapping[str, Activity]) -> Table:

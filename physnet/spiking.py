@@ -8,7 +8,6 @@ doesn't depend on the network, so it is worked out for many steps at once, and o
 from __future__ import annotations
 
 import math
-import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ from physnet.codegen import generate_activations, load
 from physnet.coding import Code, Range, Speaker, Voice, copied
 from physnet.continued import Continued
 from physnet.domains import REAL
-from physnet.errors import CaveatWarning
+from physnet.errors import caution
 from physnet.layout import arranged, repeat
 from physnet.listening import listeners
 from physnet.messages import Channel, Hearing, MessagePlan, message_plan
@@ -176,11 +175,10 @@ class Conversation:
         for channel in self.live:
             states, range = self.memory.states.get(channel.node), dict(self.code.ranges).get(channel.node)
             if states is not None and range is not None and not self._speakers[channel.decoded].fits(states):
-                warnings.warn(
+                caution(
+                    self.model,
                     f"the states of '{channel.node}' leave the range [{range[0]:g}, {range[1]:g}] that its spikes are "
-                    f"for, and neighbours never hear of what is beyond: widen relax.options.ranges.{channel.node}",
-                    CaveatWarning,
-                    stacklevel=5,
+                    f"for, and neighbours never hear of what is beyond: widen options.ranges.{channel.node}",
                 )
 
     # ---------------------------------------------------------------- one step

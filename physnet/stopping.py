@@ -50,6 +50,10 @@ class StoppingRule:
             size, length = _apart(step, phases), _apart(length, phases)
         return size / (length + self.tiny) - self.resolution
 
+    def met(self, state: Mapping[str, Tensor]) -> bool:
+        """Whether all samples have arrived."""
+        return not bool((self.residual(state) > self.tolerance).any())
+
     def residual(self, state: Mapping[str, Tensor]) -> Float[Tensor, " rows"]:
         """The residual of a state, whichever way it was reached."""
         worst = torch.zeros(self.problem.rows, dtype=self.problem.like.dtype, device=self.problem.like.device)

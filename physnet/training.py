@@ -35,7 +35,16 @@ from physnet.mounting import mount
 from physnet.optimizers import make_optimizer, make_scheduler
 from physnet.randomness import stream
 from physnet.relaxation import Relaxation
-from physnet.runs import RunFolder, check_run, differences, digest, identity, new_folder, read_parameters
+from physnet.runs import (
+    RunFolder,
+    check_run,
+    differences,
+    digest,
+    identity,
+    new_folder,
+    read_declared_parameters,
+    read_parameters,
+)
 from physnet.samples import Reading, Samples
 from physnet.schema import LearnSchema, NudgedSchema, RelaxSchema
 from physnet.starts import MultiStart
@@ -111,18 +120,19 @@ class Trainer:
             compiled.initialise(settings.seed)
             model = compiled.to(dtype)
         with experiment_faults(experiment, "relax"):
-            self._check_integrator(model, experiment.relax)
-        if experiment.learn.nudged is not None:
-            with experiment_faults(experiment, "learn", "nudged"):
-                self._check_integrator(model, experiment.learn.nudged)
+            make_integrator(experiment.relax.integrator, experiment.relax.options)
         self._check_precision()
         with experiment_faults(experiment):
             self.engine = engine(model, experiment.relax, experiment.learn, settings.seed, settings.precision)
             mount(self.engine, experiment.hardware)
+        self._check_relaxations()
         self.energy, self.model = model, self.engine.model
         self._warn_of_buffers()
-        parameters = None if checkpoint is not None else parameters or self._declared_parameters()
-        self._begun_with = None if parameters is None else read_parameters(self.model, parameters)
+        self._begun_with: str | None = None
+        if parameters is not None:
+            self._begun_with = read_parameters(self.model, parameters)
+        elif checkpoint is None:
+            self._begun_with = read_declared_parameters(self.model, experiment)
         with experiment_faults(experiment, "train"):
             self.optimizer = make_optimizer(self.model, settings.optimizer, settings.rates)
         with experiment_faults(experiment, "train", "scheduler"):
@@ -158,11 +168,12 @@ class Trainer:
         neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", str(self.accelerator.num_processes)))
         return max(0, min(MOST_WORKERS, (os.cpu_count() or 1) // neighbours - 1))
 
-    @staticmethod
-    def _check_integrator(model: EnergyModel, declared: NudgedSchema) -> None:
-        made = make_integrator(declared.integrator, declared.options)
-        if made is not None:
-            made.check(model)
+    def _check_relaxations(self) -> None:
+        for place, settings in self.engine.relaxations.items():
+            with experiment_faults(self.experiment, *place):
+                made = make_integrator(settings.integrator, settings.options)
+                if made is not None:
+                    made.check(self.engine.model)
 
     def _check_precision(self) -> None:
         precision, dtype, protocol = self.settings.precision, self.settings.dtype, self.experiment.learn.protocol
@@ -173,16 +184,6 @@ class Trainer:
         else:
             return
         raise self.experiment.fault(message, fix, "train", "precision")
-
-    def _declared_parameters(self) -> Path | None:
-        given = self.experiment.parameters
-        if given is None or given.is_file():
-            return given
-        file = RunFolder(given).parameters
-        if not file.is_file():
-            message, fix = f"{given} is not a finished run", "give the folder that physnet train printed"
-            raise self.experiment.fault(message, fix, "train", "parameters")
-        return file
 
     def _warn_of_buffers(self) -> None:
         if self.accelerator.num_processes > 1 and any(True for _ in self.model.buffers()):

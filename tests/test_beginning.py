@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from physnet.cli import app
 from physnet.declaration import parse_experiment
-from physnet.errors import DataError, DeclarationError
+from physnet.errors import DeclarationError
 from physnet.training import Trainer, load_run, resume_run
 
 TEXT = """\
@@ -83,15 +83,15 @@ def test_a_run_says_what_it_began_with_and_needs_it_no_more(rates: Path, tmp_pat
 def test_what_does_not_fit_is_named(rates: Path, tmp_path: Path) -> None:
     given = f"parameters: {rates / 'rates'}"
     message = r"'hidden.b' is \[8\] there, \[9\] here; 'hidden_label.w' is \[10, 8\] there, \[10, 9\] here"
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DeclarationError, match=f"(?s)here.yaml:.*{message}.*same tensors"):
         trainer(declared(given, hidden=9), tmp_path)
     few = {name: value for name, value in parameters(rates / "rates").items() if name != "label.b"}
     save_file({**few, "other.b": torch.zeros(2)}, tmp_path / "few.safetensors")
     message = r"'label.b' is missing there, \[10\] here; 'other.b' is \[2\] there, unknown here"
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DeclarationError, match=message):
         trainer(declared("parameters: few.safetensors"), tmp_path)
     (tmp_path / "few.safetensors").write_bytes(b"no tensors")
-    with pytest.raises(DataError, match=r"few.safetensors can't be read as parameters"):
+    with pytest.raises(DeclarationError, match=r"few.safetensors can't be read as parameters"):
         trainer(declared("parameters: few.safetensors"), tmp_path)
 
 
@@ -109,3 +109,14 @@ def test_the_command_line_takes_a_run_from_where_it_is_called(
         assert torch.equal(parameters(tmp_path / "run")[name], value)
     both = CliRunner().invoke(app, ["train", "--resume", str(tmp_path / "run"), "--from", "rates"])
     assert isinstance(both.exception, DeclarationError) and "leave out --from" in str(both.exception)
+
+
+def test_a_network_without_inputs_is_simulated_as_it_has_learnt(tmp_path: Path) -> None:
+    """Two units in [0, 1] with x^2/2 - b x come to rest at b."""
+    file = tmp_path / "free.yaml"
+    file.write_text("energy: hopfield\nnodes: {unit: {shape: 2}}\ntrain: {parameters: known.safetensors}\n")
+    save_file({"unit.b": torch.tensor([0.25, 0.75])}, tmp_path / "known.safetensors")
+    result = CliRunner().invoke(app, ["simulate", str(file), "--out", str(tmp_path / "simulated"), "--samples", "1"])
+    assert result.exit_code == 0, result.output
+    last = (tmp_path / "simulated" / "simulation.csv").read_text().splitlines()[-1].split(",")
+    assert float(last[2]) == pytest.approx(-(0.25**2 + 0.75**2) / 2, abs=1e-6)
