@@ -28,7 +28,7 @@ from physnet.problem import Problem, State
 from physnet.progress import Progress, Report
 from physnet.relaxation import Equilibrium, Integrator, StoppingRule, integrator
 from physnet.separation import GradientOnly, Scalar
-from physnet.stopping import drifting
+from physnet.stopping import angles, drifting
 
 SCHEDULES = ("coloured", "parity")
 PRODUCTS = {None: None, "float32": None, "bfloat16": torch.bfloat16}
@@ -97,7 +97,7 @@ class Blocks(Integrator):
     def _settle(self, problem: Problem, state: State, rule: StoppingRule) -> Equilibrium:
         report, active, start, state, sweep = Report(), problem, state, dict(state), 0
         plain = self.sweep is not _sweep or not any(stretchable(problem, node) for node in state)
-        progress = Progress(rule.tolerance, problem, 1.0 if plain else self.omega)
+        progress, turns = Progress(rule.tolerance, problem, 1.0 if plain else self.omega), bool(angles(problem))
         for sweep in range(1, rule.max_sweeps + 1):
             checked = sweep == progress.next_check or sweep == rule.max_sweeps
             residual = self.sweep(active, state, progress.omega, rule if checked else None)
@@ -105,7 +105,7 @@ class Blocks(Integrator):
                 continue
             if progress.arrived(sweep, residual) or progress.on_the_floor(sweep):
                 break
-            if bool((torch.from_numpy(progress.settled).to(residual.device) | drifting(active, start, state)).all()):
+            if turns and bool((torch.from_numpy(progress.settled) | drifting(active, start, state).cpu()).all()):
                 break
             if progress.stuck(sweep):
                 progress.judge(sweep, float(active.energy(state).real.sum()))

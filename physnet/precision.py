@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from threading import Lock
+from typing import Any
 
 import torch
 
 
-@contextmanager
-def full_precision(device: torch.device) -> Iterator[None]:
+class full_precision:
     """A context without autocast, and without TF32, which cuDNN takes for convolutions by default: states, fields and
-    contrasts are never in reduced precision."""
-    with _NO_TF32, torch.autocast(device.type, enabled=False):
-        yield
+    contrasts are never in reduced precision.
+
+    It is entered several times in a step, and leaves autocast alone where there is none.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.kind = device.type
+        self.autocast: torch.autocast | None = None
+
+    def __enter__(self) -> None:
+        _NO_TF32.__enter__()
+        if torch.is_autocast_enabled(self.kind):
+            self.autocast = torch.autocast(self.kind, enabled=False)
+            self.autocast.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        if self.autocast is not None:
+            self.autocast.__exit__(*error)
+        _NO_TF32.__exit__(*error)
 
 
 class _NoTF32:

@@ -98,7 +98,8 @@ class Progress:
 
     def arrived(self, sweep: int, measured: Tensor) -> bool:
         """Take note of a measurement; true if every sample has settled, or if a state is not a number."""
-        residual = np.tile(measured.double().cpu().numpy(), self.phases)  # the one point where the host waits
+        residual = measured.cpu().numpy().astype(np.float64)  # the one point where the host waits
+        residual = residual if self.phases == 1 else np.concatenate([residual] * self.phases)
         rate = self.rate(sweep, residual)
         with np.errstate(over="ignore"):  # of a state that was zero, everything is infinitely far
             distance = residual * rate / (1 - rate)
@@ -108,11 +109,16 @@ class Progress:
         if not distance[slowest] > self.tolerance:
             return True
         self.plan(sweep, float(distance[slowest]), float(rate[slowest]))
-        self.adapt(sweep, float(np.median(rate[~self.settled])))
-        settled = 1 - len(self.moving()) / (len(rate) // self.phases)
-        self.few_left = settled >= 0.5 and settled * (self.next_check - sweep) >= SAVING
-        self.sweeps[~self.settled] = self.next_check
+        waiting = ~self.settled
+        self.adapt(sweep, rate[waiting])
+        self.few_left = self.next_check - sweep >= SAVING and self.pays(self.next_check - sweep)
+        self.sweeps[waiting] = self.next_check
         return False
+
+    def pays(self, sweeps: int) -> bool:
+        """Whether so many sweeps without those that have settled save more than their leaving costs."""
+        settled = 1 - len(self.moving()) / (len(self.settled) // self.phases)
+        return settled >= 0.5 and settled * sweeps >= SAVING
 
     def plan(self, sweep: int, distance: float, rate: float) -> None:
         """When to measure again."""
@@ -126,15 +132,16 @@ class Progress:
         if distance < 0.9 * self.nearest:
             self.nearest, self.nearest_at = distance, sweep
 
-    def adapt(self, sweep: int, rate: float) -> None:
+    def adapt(self, sweep: int, rates: Numbers) -> None:
         """Over-relax as is best for the typical sample: one that is slow beyond measure would set the pace of all.
 
         A residual that doesn't fall at all tells of a saddle, which large steps leave faster, or, of a nudge, that it
         still travels.
         """
-        travels = self.nudged and rate >= SLOWEST
-        if self.adapts and sweep > 2 and self.foreseen > PATIENCE and not travels:
-            self.omega = best_omega(rate, self.omega)
+        if self.adapts and sweep > 2 and self.foreseen > PATIENCE:
+            rate = middle(rates)
+            if not (self.nudged and rate >= SLOWEST):
+                self.omega = best_omega(rate, self.omega)
 
     def stuck(self, sweep: int) -> bool:
         """Whether over-relaxed sweeps have brought the slowest sample no nearer for long."""
@@ -161,6 +168,12 @@ class Progress:
         rate = (residual / np.maximum(self.residual, TINY)) ** (1 / (sweep - self.last_check))
         # over-relaxed sweeps decay by omega - 1 at best, whatever a single measurement says
         return rate.clip(self.omega - 1, SLOWEST)
+
+
+def middle(values: Numbers) -> float:
+    """The median; `np.median` takes ten times as long for a few numbers, which is as long as a small product."""
+    ordered = np.sort(values)
+    return float(ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
 
 
 def best_omega(rate: float, omega: float) -> float:
