@@ -12,10 +12,10 @@ single step of each edge. One thread, medians.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 import torch
+from timing import interleaved
 from torch import Tensor
 
 CASES = {
@@ -25,17 +25,6 @@ CASES = {
     "label - hidden": (20, 10, 500, 0.03),
 }
 """Rows, units that speak, units that hear, and how many of a hundred speak."""
-
-
-def milliseconds(call: Callable[[], Tensor], rounds: int = 15) -> float:
-    """The median time of the processor."""
-    call()
-    taken = []
-    for _ in range(rounds):
-        begun = time.process_time()
-        call()
-        taken.append(1000 * (time.process_time() - begun))
-    return sorted(taken)[rounds // 2]
 
 
 def ways(rows: int, speakers: int, hearers: int, rate: float) -> dict[str, Callable[[], Tensor]]:
@@ -64,8 +53,9 @@ def ways(rows: int, speakers: int, hearers: int, rate: float) -> dict[str, Calla
 def main() -> None:
     torch.set_num_threads(1)
     for name, case in CASES.items():
-        shown = ", ".join(f"{way} {milliseconds(call):.3f}" for way, call in ways(*case).items())
-        print(f"{name}: {shown}")
+        calls = ways(*case)
+        times = interleaved([*calls.values()], rounds=15, warm_up=1)
+        print(f"{name}: {', '.join(f'{way} {taken:.3f}' for way, taken in zip(calls, times, strict=True))}")
 
 
 if __name__ == "__main__":

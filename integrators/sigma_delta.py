@@ -124,21 +124,17 @@ class SigmaDelta(Integrator):
 
     def _begin(self, problem: Problem, state: State) -> Conversation:
         self._check_names(problem.model)
+        memory, now = self._resumed(problem) if isinstance(problem, Continued) else None, self.occasion
+        talk = Conversation(problem, self.code, state, memory, now.keys, now.share)
         if isinstance(problem, Continued):
-            talk = self._conversation(problem, state, self._resumed(problem))
             talk.memory.states |= problem.held
-            return talk
-        talk = self._conversation(problem, state, None)
-        problem.passed = talk.memory
+        else:
+            problem.passed = talk.memory
         return talk
 
-    def _conversation(self, problem: Problem, state: State, memory: Memory | None) -> Conversation:
-        return Conversation(problem, self.code, state, memory, self.occasion.keys, self.occasion.share)
-
     def _steps(self, talk: Conversation) -> Iterator[State]:
-        nudged = isinstance(talk.problem, Continued)
-        held = talk.problem.held if isinstance(talk.problem, Continued) else {}
-        for left in range(self.steps[nudged], 0, -1):
+        count, held = (self.steps[1], talk.problem.held) if isinstance(talk.problem, Continued) else (self.steps[0], {})
+        for left in range(count, 0, -1):
             self._step(talk, left, held)
             yield dict(talk.memory.states)
 
